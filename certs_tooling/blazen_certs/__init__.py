@@ -1,0 +1,1 @@
+"""The identities: a certificate authority, leaves, inspection, verification. Command: ``blazen-certs``."""

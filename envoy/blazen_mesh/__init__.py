@@ -1,0 +1,1 @@
+"""The sidecars: who may call whom, as Envoy configuration. Command: ``blazen-mesh``."""

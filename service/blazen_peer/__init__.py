@@ -1,0 +1,1 @@
+"""Distributed workflow peers, wire-compatible with Blazen."""

@@ -1,0 +1,164 @@
+"""Every span and attribute name, and the helpers that emit them. Only the OpenTelemetry API is used here.
+
+What a span may carry: names, ids, sizes, durations, and the type and place of an error. Never a payload, an error's message
+or a traceback: exceptions are not recorded and statuses have no description. While no SDK is installed nothing is created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context as TraceContext
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+__all__ = [
+    "TRACE_HEADERS",
+    "TraceContext",
+    "call_span",
+    "current_trace_id",
+    "enabled",
+    "extract",
+    "inject",
+    "mark_failed",
+    "run_span",
+    "served_span",
+    "step_span",
+]
+
+TRACER = "blazen_peer"
+RUN_SPAN = "blazen.run"  # followed by the workflow's name
+STEP_SPAN = "blazen.step"  # followed by the step's id
+
+WORKFLOW_NAME = "blazen.workflow.name"
+RUN_ID = "blazen.run.id"
+STEP_ID = "blazen.step.id"
+EVENT_TYPE = "blazen.event.type"
+NODE_ID = "blazen.node.id"
+CLIENT_NODE_ID = "blazen.client.node.id"
+CALLER = "blazen.caller"
+INVOCATION_ID = "blazen.invocation.id"
+REQUEST_BYTES = "blazen.request.size_bytes"
+RESPONSE_BYTES = "blazen.response.size_bytes"
+ERROR_TYPE = "error.type"  # OpenTelemetry semantic conventions
+RPC_SYSTEM = "rpc.system"
+RPC_SERVICE = "rpc.service"
+RPC_METHOD = "rpc.method"
+RPC_STATUS_CODE = "rpc.grpc.status_code"
+
+TRACE_HEADERS = frozenset({"traceparent", "tracestate"})  # W3C Trace Context
+
+_OFF: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+_PROPAGATOR = TraceContextTextMapPropagator()
+_TRACER = trace.get_tracer(TRACER)
+
+
+def enabled() -> bool:
+    """Say whether a tracer provider that could record anything is installed in this process."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
+
+
+def extract(headers: Mapping[str, str]) -> TraceContext | None:
+    """Return the remote trace context of *headers* (lower-case W3C names), or None where there is none."""
+    return _PROPAGATOR.extract(headers, context=TraceContext()) if "traceparent" in headers else None
+
+
+def inject() -> dict[str, str]:
+    """Return the W3C headers of the current span; empty where there is no valid one."""
+    headers: dict[str, str] = {}
+    if trace.get_current_span().get_span_context().is_valid:
+        _PROPAGATOR.inject(headers)
+    return headers
+
+
+def current_trace_id() -> str | None:
+    """Return the current trace's id, 32 hex digits, or None outside any trace."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+def mark_failed(span: Span, error: BaseException | str) -> None:
+    """Mark *span* as failed by the type of *error* alone (or by that name)."""
+    if span.is_recording():
+        span.set_attribute(ERROR_TYPE, error if isinstance(error, str) else type(error).__qualname__)
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def run_span(
+    workflow: str,
+    run_id: str,
+    *,
+    node_id: str | None = None,
+    caller: str | None = None,
+    invocation_id: str | None = None,
+    parent: TraceContext | None = None,
+) -> AbstractContextManager[Span]:
+    """Return the span of one run, current while entered; a child of *parent*, or of what is current."""
+    if not enabled():
+        return _passing(parent)
+    attributes: dict[str, AttributeValue] = {WORKFLOW_NAME: workflow, RUN_ID: run_id}
+    for name, value in ((NODE_ID, node_id), (CALLER, caller), (INVOCATION_ID, invocation_id)):
+        if value is not None:
+            attributes[name] = value
+    return _span(f"{RUN_SPAN} {workflow}", SpanKind.INTERNAL, attributes, parent)
+
+
+def step_span(step_id: str, event_type: str) -> AbstractContextManager[Span]:
+    """Return the span of one step's execution; nothing where the run itself is not recorded."""
+    if not trace.get_current_span().is_recording():
+        return _OFF
+    return _span(f"{STEP_SPAN} {step_id}", SpanKind.INTERNAL, {STEP_ID: step_id, EVENT_TYPE: event_type}, None)
+
+
+def call_span(service: str, method: str, attributes: Mapping[str, AttributeValue]) -> AbstractContextManager[Span]:
+    """Return the client's span of one RPC, current while entered (so that :func:`inject` carries it)."""
+    if not enabled():
+        return _OFF
+    return _span(f"{service}/{method}", SpanKind.CLIENT, {**_rpc(service, method), **attributes}, None)
+
+
+def served_span(
+    service: str, method: str, attributes: Mapping[str, AttributeValue], parent: TraceContext | None
+) -> AbstractContextManager[Span]:
+    """Return the server's span of one RPC, a child of the caller's context *parent*, or a root where there is none."""
+    if not enabled():
+        return _passing(parent)
+    return _span(
+        f"{service}/{method}", SpanKind.SERVER, {**_rpc(service, method), **attributes}, parent or TraceContext()
+    )
+
+
+def _rpc(service: str, method: str) -> dict[str, AttributeValue]:
+    return {RPC_SYSTEM: "grpc", RPC_SERVICE: service, RPC_METHOD: method}
+
+
+@contextmanager
+def _passed(parent: TraceContext) -> Iterator[Span]:
+    token = otel_context.attach(parent)
+    try:
+        yield trace.INVALID_SPAN
+    finally:
+        otel_context.detach(token)
+
+
+def _passing(parent: TraceContext | None) -> AbstractContextManager[Span]:
+    """With tracing off, hand a caller's trace context on to the calls made inside; nothing where there is none."""
+    return _OFF if parent is None else _passed(parent)
+
+
+@contextmanager
+def _span(
+    name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue], parent: TraceContext | None
+) -> Iterator[Span]:
+    with _TRACER.start_as_current_span(
+        name, context=parent, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield span
+        except BaseException as error:
+            mark_failed(span, error)
+            raise
