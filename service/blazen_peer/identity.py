@@ -28,7 +28,8 @@ def check_node_id(node_id: str) -> str:
     """
     if not _NODE_ID.fullmatch(node_id):
         raise ValidationError(
-            f"node id {node_id[:140]!r} is not valid: use 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+            f"node id {node_id[:140]!r} is not valid: "
+            "use 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
         )
     return node_id
 

@@ -101,9 +101,8 @@ def run_span(
     if not enabled():
         return _passing(parent)
     attributes: dict[str, AttributeValue] = {WORKFLOW_NAME: workflow, RUN_ID: run_id}
-    for name, value in ((NODE_ID, node_id), (CALLER, caller), (INVOCATION_ID, invocation_id)):
-        if value is not None:
-            attributes[name] = value
+    known = ((NODE_ID, node_id), (CALLER, caller), (INVOCATION_ID, invocation_id))
+    attributes.update({name: value for name, value in known if value is not None})
     return _span(f"{RUN_SPAN} {workflow}", SpanKind.INTERNAL, attributes, parent)
 
 
@@ -127,9 +126,7 @@ def served_span(
     """Return the server's span of one RPC, a child of the caller's context *parent*, or a root where there is none."""
     if not enabled():
         return _passing(parent)
-    return _span(
-        f"{service}/{method}", SpanKind.SERVER, {**_rpc(service, method), **attributes}, parent or TraceContext()
-    )
+    return _span(f"{service}/{method}", SpanKind.SERVER, {**_rpc(service, method), **attributes}, parent or TraceContext())
 
 
 def _rpc(service: str, method: str) -> dict[str, AttributeValue]:
@@ -151,9 +148,7 @@ def _passing(parent: TraceContext | None) -> AbstractContextManager[Span]:
 
 
 @contextmanager
-def _span(
-    name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue], parent: TraceContext | None
-) -> Iterator[Span]:
+def _span(name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue], parent: TraceContext | None) -> Iterator[Span]:
     with _TRACER.start_as_current_span(
         name, context=parent, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
     ) as span:
