@@ -1,0 +1,69 @@
+"""What a sidecar writes about calls and connections: one JSON object a line, on standard output.
+
+Names, sizes, durations and reasons. Never a payload, and of the headers only ``:path``, the request id and the gRPC status.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blazen_mesh.tls import ANY
+
+__all__ = ["call_log", "connection_log"]
+
+_EVERYWHERE = {
+    "time": "%START_TIME%",
+    "duration_ms": "%DURATION%",
+    "bytes_received": "%BYTES_RECEIVED%",
+    "bytes_sent": "%BYTES_SENT%",
+    "flags": "%RESPONSE_FLAGS%",
+    "from_address": "%DOWNSTREAM_REMOTE_ADDRESS%",
+    "connection_id": "%CONNECTION_ID%",
+    "tls_version": "%DOWNSTREAM_TLS_VERSION%",
+    "peer_uri": "%DOWNSTREAM_PEER_URI_SAN%",
+    "peer_serial": "%DOWNSTREAM_PEER_SERIAL%",
+}
+
+
+def call_log(node: str, hop: str) -> list[dict[str, Any]]:
+    """Return the log of calls at *hop* (``egress analyst``, ``ingress``) of *node*."""
+    return _stdout(
+        {
+            **_EVERYWHERE,
+            "log": "call",
+            "node": node,
+            "hop": hop,
+            "method": "%REQ(:PATH)%",
+            "grpc_status": "%GRPC_STATUS%",  # the HTTP status of a gRPC call is always 200
+            "details": "%RESPONSE_CODE_DETAILS%",
+            "request_id": "%REQ(X-REQUEST-ID)%",
+            "trace_id": "%TRACE_ID%",
+            "upstream": "%UPSTREAM_HOST%",
+            "upstream_attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+            "upstream_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+            "upstream_tls_version": "%UPSTREAM_TLS_VERSION%",
+            "upstream_uri": "%UPSTREAM_PEER_URI_SAN%",
+        }
+    )
+
+
+def connection_log(node: str) -> list[dict[str, Any]]:
+    """Return the log of connections to *node*'s ingress: the only place where a refused handshake's reason is told (TLS 1.3)."""
+    return _stdout(
+        {
+            **_EVERYWHERE,
+            "log": "connection",
+            "node": node,
+            "hop": "ingress",
+            "failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%",
+            "closed_by": "%DOWNSTREAM_LOCAL_CLOSE_REASON%",
+        }
+    )
+
+
+def _stdout(fields: dict[str, str]) -> list[dict[str, Any]]:
+    config = {
+        "@type": f"{ANY}envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+        "log_format": {"json_format": fields},
+    }
+    return [{"name": "envoy.access_loggers.stdout", "typed_config": config}]

@@ -1,0 +1,55 @@
+"""One node's whole Envoy configuration, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blazen_mesh import limits, tls
+from blazen_mesh.address import TcpAddress, UnixAddress
+from blazen_mesh.egress import callee_cluster, egress_listener
+from blazen_mesh.ingress import ingress_listener, peer_cluster
+from blazen_mesh.mesh import Mesh
+from blazen_mesh.paths import NodePaths
+from blazen_mesh.tracing import collector_cluster, tracing
+
+__all__ = ["bootstrap"]
+
+
+def bootstrap(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | None = None) -> dict[str, Any]:
+    """Return ``envoy.config.bootstrap.v3.Bootstrap`` for *node*.
+
+    Args:
+        otlp: Where spans go, instead of the mesh file's own ``[telemetry]``; with neither, nothing is traced.
+
+    Raises:
+        MeshError: The mesh has no such node.
+        ValidationError: A secret that the node needs has no path.
+    """
+    callees = mesh.callees(node)
+    collector = otlp or (mesh.telemetry.otlp if mesh.telemetry else None)
+
+    def traced(hop: str) -> dict[str, Any] | None:
+        return tracing(node, hop) if collector else None
+
+    listeners = [ingress_listener(mesh, node, paths, traced("ingress"))]
+    listeners += [egress_listener(mesh, node, callee, paths, traced("egress")) for callee in callees]
+    clusters = [peer_cluster(mesh, node)]
+    clusters += [callee_cluster(mesh, node, callee, paths) for callee in callees]
+    if collector:
+        clusters.append(collector_cluster(collector))
+    return {
+        # Secrets from files are refused without both.
+        "node": {"id": node, "cluster": mesh.trust_domain},
+        "admin": {"address": UnixAddress(paths.admin_socket).to_envoy(), "ignore_global_conn_limit": True},
+        "overload_manager": _overload_manager(),
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    }
+
+
+def _overload_manager() -> dict[str, Any]:
+    monitor = "envoy.resource_monitors.global_downstream_max_connections"
+    config = {
+        "@type": f"{tls.ANY}envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+        "max_active_downstream_connections": 10 * limits.MAX_CONNECTIONS,
+    }
+    return {"resource_monitors": [{"name": monitor, "typed_config": config}]}

@@ -1,0 +1,62 @@
+"""The way out: one loopback port per callee, mutual TLS to that callee's sidecar and no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blazen_mesh import limits, tls
+from blazen_mesh.access_log import call_log
+from blazen_mesh.address import TcpAddress
+from blazen_mesh.http2 import (
+    PROOF_HEADER,
+    connection_manager,
+    credential_injector,
+    filter_chain,
+    listener,
+    plain_cluster,
+    protocol_options,
+)
+from blazen_mesh.mesh import Mesh
+from blazen_mesh.paths import NodePaths
+from blazen_peer.errors import ValidationError
+
+__all__ = ["callee_cluster", "egress_listener"]
+
+IDENTITY_HEADER = "x-forwarded-client-cert"
+
+
+def egress_listener(mesh: Mesh, node: str, callee: str, paths: NodePaths, tracing: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the loopback listener on which *node* reaches *callee*.
+
+    Raises:
+        ValidationError: It is to inject the token, and *paths* name no token file.
+    """
+    way, name = mesh.peer(node).egress[callee], _name(callee)
+    if way.inject_token and paths.token_file is None:
+        raise ValidationError(f"peers.{node}.egress.{callee} injects the token: say where it is with --token-file")
+    token = credential_injector(tls.sds_config(tls.TOKEN, paths), "authorization", "Bearer ") if way.inject_token else None
+    manager = connection_manager(
+        name,
+        cluster=name,
+        filters=[token] if token else [],
+        options={"forward_client_cert_details": "SANITIZE"},
+        keepalive=False,
+        strip=(PROOF_HEADER, IDENTITY_HEADER),
+        access_log=call_log(node, f"egress {callee}"),
+        tracing=tracing,
+    )
+    return listener(name, TcpAddress("127.0.0.1", way.port), filter_chain(manager))
+
+
+def callee_cluster(mesh: Mesh, node: str, callee: str, paths: NodePaths) -> dict[str, Any]:
+    """Return the cluster of *callee*'s sidecar as *node* dials it."""
+    address = mesh.peer(callee).sidecar
+    return {
+        **plain_cluster(_name(callee), address, connect_timeout=limits.SIDECAR_CONNECT_TIMEOUT),
+        "transport_socket": tls.upstream(mesh.identity(callee), paths),
+        "typed_extension_protocol_options": protocol_options(keepalive=True, max_connection_secs=mesh.connection_age_secs),
+    }
+
+
+def _name(callee: str) -> str:
+    return f"egress {callee}"

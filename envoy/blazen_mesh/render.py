@@ -1,0 +1,67 @@
+"""A node's files: what they hold (pure), and the one place that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from blazen_mesh import tls
+from blazen_mesh.address import TcpAddress
+from blazen_mesh.bootstrap import bootstrap
+from blazen_mesh.mesh import Mesh
+from blazen_mesh.paths import NodePaths
+
+__all__ = ["ensure_secret", "render_node", "write_files"]
+
+SECRET_BYTES = 32
+
+
+def render_node(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | None = None) -> dict[str, str]:
+    """Return *node*'s files by their path below the configuration directory: ``envoy.json`` and ``sds/*.json``.
+
+    JSON, never YAML: Envoy's YAML reader takes a node called ``n`` for false. Keys are sorted, so equal meshes give equal bytes.
+
+    Raises:
+        MeshError, ValidationError: As :func:`blazen_mesh.bootstrap.bootstrap`.
+    """
+    found = {"envoy.json": _dump(bootstrap(mesh, node, paths, otlp=otlp))}
+    found.update({f"sds/{name}.json": _dump(document) for name, document in tls.secrets(paths).items()})
+    return found
+
+
+def write_files(files: dict[str, str], directory: Path) -> None:
+    """Write *files* below *directory*, each whole or not at all, secrets' references before what reads them."""
+    for name in sorted(files, reverse=True):  # sds/ before envoy.json
+        _replace(directory / name, files[name].encode(), 0o644)
+
+
+def ensure_secret(path: Path) -> bool:
+    """Create *path*, readable by its owner alone, with a fresh secret of 256 bits; keep what is there. Say whether it was made."""
+    if path.exists():
+        return False
+    _replace(path, secrets.token_urlsafe(SECRET_BYTES).encode(), 0o600)
+    return True
+
+
+def _dump(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its target: a rename within one directory is atomic, and the only change that Envoy's watch sees.
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
