@@ -113,20 +113,18 @@ def step_span(step_id: str, event_type: str) -> AbstractContextManager[Span]:
     return _span(f"{STEP_SPAN} {step_id}", SpanKind.INTERNAL, {STEP_ID: step_id, EVENT_TYPE: event_type}, None)
 
 
-def call_span(service: str, method: str, attributes: Mapping[str, AttributeValue]) -> AbstractContextManager[Span]:
+def call_span(service: str, method: str) -> AbstractContextManager[Span]:
     """Return the client's span of one RPC, current while entered (so that :func:`inject` carries it)."""
     if not enabled():
         return _OFF
-    return _span(f"{service}/{method}", SpanKind.CLIENT, {**_rpc(service, method), **attributes}, None)
+    return _span(f"{service}/{method}", SpanKind.CLIENT, _rpc(service, method), None)
 
 
-def served_span(
-    service: str, method: str, attributes: Mapping[str, AttributeValue], parent: TraceContext | None
-) -> AbstractContextManager[Span]:
+def served_span(service: str, method: str, parent: TraceContext | None) -> AbstractContextManager[Span]:
     """Return the server's span of one RPC, a child of the caller's context *parent*, or a root where there is none."""
     if not enabled():
         return _passing(parent)
-    return _span(f"{service}/{method}", SpanKind.SERVER, {**_rpc(service, method), **attributes}, parent or TraceContext())
+    return _span(f"{service}/{method}", SpanKind.SERVER, _rpc(service, method), parent or TraceContext())
 
 
 def _rpc(service: str, method: str) -> dict[str, AttributeValue]:

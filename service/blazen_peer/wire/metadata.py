@@ -1,0 +1,128 @@
+"""What travels beside an envelope, as gRPC metadata: other implementations ignore it, and send none of it.
+
+A call carries :class:`CallMetadata`. Every answer to a health check carries :class:`PeerTraits`, so that a client learns
+at connect what it must know about the process on the other end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from blazen_peer.errors import EncodeError, ValidationError
+from blazen_peer.identity import check_node_id
+
+__all__ = ["MAX_TIMEOUT_SECS", "CallMetadata", "PeerTraits"]
+
+INVOCATION_ID = "blazen-invocation-id"
+CLIENT_NODE_ID = "blazen-client-node-id"
+TIMEOUT_MS = "blazen-timeout-ms"
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
+MAX_TIMEOUT_MS = "blazen-max-timeout-ms"
+INSTANCE_ID = "blazen-instance-id"
+
+MAX_TIMEOUT_SECS = 10 * 365 * 86_400  # beyond this a timeout is clamped: grpcio fails at once on absurd deadlines
+_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
+_MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
+_OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, *TRACE_HEADERS})
+
+
+@dataclass(frozen=True, slots=True)
+class CallMetadata:
+    """What a call says beside its envelope.
+
+    Attributes:
+        invocation_id: 1 to 128 visible ASCII characters; None from clients that send none.
+        client_node_id: What the client calls itself, for logs and spans alone: it proves nothing.
+        timeout_ms: The exact time that the run may take; the envelope has whole seconds, rounded up.
+        trace: W3C ``traceparent`` and ``tracestate``, as they came.
+    """
+
+    invocation_id: str | None = None
+    client_node_id: str | None = None
+    timeout_ms: int | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+    def encode(self) -> list[tuple[str, str]]:
+        """Return the metadata pairs, in a fixed order."""
+        pairs = []
+        if self.invocation_id is not None:
+            pairs.append((INVOCATION_ID, self.invocation_id))
+        if self.client_node_id is not None:
+            pairs.append((CLIENT_NODE_ID, self.client_node_id))
+        if self.timeout_ms is not None:
+            pairs.append((TIMEOUT_MS, str(self.timeout_ms)))
+        pairs.extend(self.trace.items())
+        return pairs
+
+    @classmethod
+    def decode(cls, metadata: Iterable[tuple[str, str | bytes]]) -> CallMetadata:
+        """Read the pairs of one call; those that are not ours are passed over.
+
+        Raises:
+            EncodeError: One of ours is there twice, or does not hold what it must.
+        """
+        found: dict[str, str] = {}
+        for name, value in metadata:
+            if name not in _OURS:
+                continue
+            if name in found:
+                if name in TRACE_HEADERS:  # a broken trace is no reason to refuse a call
+                    continue
+                raise EncodeError(f"metadata {name} was sent twice")
+            found[name] = value if isinstance(value, str) else value.decode("latin-1")
+        if (invocation_id := found.get(INVOCATION_ID)) is not None and not _ID.fullmatch(invocation_id):
+            raise EncodeError(f"metadata {INVOCATION_ID} is not 1 to 128 visible ASCII characters")
+        if (client_node_id := found.get(CLIENT_NODE_ID)) is not None:
+            try:
+                check_node_id(client_node_id)
+            except ValidationError:
+                raise EncodeError(f"metadata {CLIENT_NODE_ID} is not a node id") from None
+        timeout_ms = None
+        if (milliseconds := found.get(TIMEOUT_MS)) is not None:
+            if not _MILLISECONDS.fullmatch(milliseconds):
+                raise EncodeError(f"metadata {TIMEOUT_MS} is not a whole number of milliseconds")
+            timeout_ms = int(milliseconds)
+        trace = {name: found[name] for name in TRACE_HEADERS if name in found}
+        return cls(invocation_id, client_node_id, timeout_ms, trace)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTraits:
+    """What a peer tells every caller who asks for its health; each is None from a peer that does not tell.
+
+    Attributes:
+        default_timeout_ms: What a run may take when the call gives no timeout.
+        max_timeout_ms: What it may take at most, whatever the call gives.
+        instance_id: Made anew at each start of the process.
+    """
+
+    default_timeout_ms: int | None = None
+    max_timeout_ms: int | None = None
+    instance_id: str | None = None
+
+    def encode(self) -> tuple[tuple[str, str], ...]:
+        """Return the metadata pairs of what is known."""
+        pairs = (
+            (DEFAULT_TIMEOUT_MS, self.default_timeout_ms),
+            (MAX_TIMEOUT_MS, self.max_timeout_ms),
+            (INSTANCE_ID, self.instance_id),
+        )
+        return tuple((name, str(value)) for name, value in pairs if value is not None)
+
+    @classmethod
+    def decode(cls, metadata: Iterable[tuple[str, str | bytes]]) -> PeerTraits:
+        """Read what a peer told; what is not well formed counts as not told."""
+        told = {name: value for name, value in metadata if isinstance(value, str)}
+
+        def milliseconds(name: str) -> int | None:
+            value = told.get(name, "")
+            return int(value) if _MILLISECONDS.fullmatch(value) else None
+
+        instance_id = told.get(INSTANCE_ID)
+        if instance_id is not None and not _ID.fullmatch(instance_id):
+            instance_id = None
+        return cls(milliseconds(DEFAULT_TIMEOUT_MS), milliseconds(MAX_TIMEOUT_MS), instance_id)
