@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from itertools import chain
 from math import isfinite
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic_core import from_json
 
@@ -100,13 +100,14 @@ def _nested_value(document: bytes) -> JsonValue:
     Inside so many arrays of ours, 127 of its own are just within the parser's limit.
     """
     try:
-        value = _value(b"[" * _PADDING + document + b"]" * _PADDING)
+        value: Any = _value(b"[" * _PADDING + document + b"]" * _PADDING)
         for _ in range(_PADDING):
-            [value] = value  # type: ignore[misc]  # not one: the document closed an array of ours and opened another
+            [value] = value  # not one: the document closed an array of ours and opened another
     except ValueError:
         _value(document)  # not JSON at all: the reason, with the place in the document itself
         raise ValidationError(_TOO_DEEP) from None
-    return value
+    document_value: JsonValue = value
+    return document_value
 
 
 def _may_hold_large_numbers(document: bytes) -> bool:
