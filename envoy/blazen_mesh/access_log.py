@@ -48,7 +48,7 @@ def call_log(node: str, hop: str) -> list[dict[str, Any]]:
 
 
 def connection_log(node: str) -> list[dict[str, Any]]:
-    """Return the log of connections to *node*'s ingress: the only place where a refused handshake's reason is told (TLS 1.3)."""
+    """Return the log of connections to *node*'s ingress: the only place that tells why a handshake was refused."""
     return _stdout(
         {
             **_EVERYWHERE,

@@ -40,10 +40,15 @@ def bootstrap(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | Non
     return {
         # Secrets from files are refused without both.
         "node": {"id": node, "cluster": mesh.trust_domain},
-        "admin": {"address": UnixAddress(paths.admin_socket).to_envoy(), "ignore_global_conn_limit": True},
+        "admin": {"address": _admin_address(paths.admin_socket), "ignore_global_conn_limit": True},
         "overload_manager": _overload_manager(),
         "static_resources": {"listeners": listeners, "clusters": clusters},
     }
+
+
+def _admin_address(path: str) -> dict[str, Any]:
+    # Whoever may write to it can drain the sidecar and read its configuration.
+    return {"pipe": {**UnixAddress(path).to_envoy()["pipe"], "mode": 0o600}}
 
 
 def _overload_manager() -> dict[str, Any]:

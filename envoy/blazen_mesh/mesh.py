@@ -212,6 +212,7 @@ def _line(found: Any) -> str:
         if part != "[key]":
             place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     texts = {"extra_forbidden": "unknown key", "missing": "missing", "too_short": "at least one is needed"}
+    texts["model_type"] = "a port, or a table with a port, is needed" if ".egress." in place else "a table is needed"
     texts["string_pattern_mismatch"] = "must not be empty" if place.endswith("why") else "not the name of a Python module"
     return f"{place or 'mesh'}: {texts.get(found['type'], found['msg'].removeprefix('Value error, '))}"
 
@@ -240,9 +241,9 @@ def _contradictions(mesh: Mesh) -> Iterator[str]:
 
 def _shared_addresses(mesh: Mesh) -> Iterator[str]:
     dialled = Counter(str(peer.sidecar) for peer in mesh.peers.values())
-    for address in (address for address, times in dialled.items() if times > 1):
-        nodes = (f"peers.{node}.sidecar" for node, peer in mesh.peers.items() if str(peer.sidecar) == address)
-        yield f"{', '.join(nodes)}: {address} is given to more than one"
+    for shared in (shared for shared, times in dialled.items() if times > 1):
+        nodes = (f"peers.{node}.sidecar" for node, peer in mesh.peers.items() if str(peer.sidecar) == shared)
+        yield f"{', '.join(nodes)}: {shared} is given to more than one"
     taken: dict[tuple[str, str], str] = {}
     for node, peer in mesh.peers.items():
         # Nodes whose sidecars are dialled at one host, or on loopback, share a machine, and so its ports.

@@ -23,7 +23,7 @@ SECRET_BYTES = 32
 def render_node(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | None = None) -> dict[str, str]:
     """Return *node*'s files by their path below the configuration directory: ``envoy.json`` and ``sds/*.json``.
 
-    JSON, never YAML: Envoy's YAML reader takes a node called ``n`` for false. Keys are sorted, so equal meshes give equal bytes.
+    JSON, never YAML: Envoy's YAML reader takes a node called ``n`` for false. Keys are sorted: equal meshes, equal bytes.
 
     Raises:
         MeshError, ValidationError: As :func:`blazen_mesh.bootstrap.bootstrap`.
@@ -40,7 +40,7 @@ def write_files(files: dict[str, str], directory: Path) -> None:
 
 
 def ensure_secret(path: Path) -> bool:
-    """Create *path*, readable by its owner alone, with a fresh secret of 256 bits; keep what is there. Say whether it was made."""
+    """Create *path*, for its owner alone, with a fresh secret of 256 bits; keep what is there. Return whether it was made."""
     if path.exists():
         return False
     _replace(path, secrets.token_urlsafe(SECRET_BYTES).encode(), 0o600)

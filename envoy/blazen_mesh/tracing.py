@@ -27,14 +27,13 @@ def tracing(node: str, hop: str) -> dict[str, Any]:
         "@type": f"{_OTEL}resource_detectors.v3.StaticConfigResourceDetectorConfig",
         "attributes": {"blazen.node.id": node},
     }
+    detectors = [{"name": "envoy.tracers.opentelemetry.resource_detectors.static_config", "typed_config": detector}]
     tracer = {
         "@type": f"{ANY}envoy.config.trace.v3.OpenTelemetryConfig",
         "grpc_service": {"envoy_grpc": {"cluster_name": COLLECTOR}, "timeout": "1s"},
         "service_name": f"{node}-sidecar",
         "sampler": {"name": "envoy.tracers.opentelemetry.samplers.parent_based", "typed_config": sampler},
-        "resource_detectors": [
-            {"name": "envoy.tracers.opentelemetry.resource_detectors.static_config", "typed_config": detector}
-        ],
+        "resource_detectors": detectors,
     }
     return {
         "provider": {"name": "envoy.tracers.opentelemetry", "typed_config": tracer},

