@@ -306,6 +306,8 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: CertificateStor
         flows: Pairs of caller and callee.
         inject: Pairs whose egress port injects the token.
         identities: Identity directories to use instead of what ``certificates`` issues.
+        sidecars: The nodes whose sidecars are started; all of them when None.
+        dial: Where some nodes' sidecars are dialled, when that is another mesh's.
         extra: More keys of the mesh file.
     """
     async with AsyncExitStack() as stack:
@@ -319,12 +321,17 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: CertificateStor
             stand_ins: bool = True,
             sidecars: Sequence[str] | None = None,
             otlp: Any = None,
+            dial: Mapping[str, Any] | None = None,
             extra: Mapping[str, Any] | None = None,
         ) -> Mesh:
             peers: dict[str, Any] = {}
             for node in nodes:
                 egress = {b: {"port": free_port(), "inject_token": (a, b) in inject} for a, b in flows if a == node}
-                peers[node] = {"sidecar": f"127.0.0.1:{free_port()}", "listen": f"127.0.0.1:{free_port()}", "egress": egress}
+                peers[node] = {
+                    "sidecar": str((dial or {}).get(node) or f"127.0.0.1:{free_port()}"),
+                    "listen": f"127.0.0.1:{free_port()}",
+                    "egress": egress,
+                }
             allowed = [{"from": a, "to": b, "why": "the test says so"} for a, b in flows]
             table = {"trust_domain": TRUST_DOMAIN, "peers": peers, "flows": allowed, **(extra or {})}
             given = {node: (identities or {}).get(node) or certificates.issue(node) for node in nodes}

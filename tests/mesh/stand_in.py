@@ -1,7 +1,8 @@
 """A peer in a process of its own, for tests that kill or supervise one: ``stand_in.py [serve ...] --listen ADDRESS ...``.
 
 It takes the arguments that ``blazen-mesh up`` gives a peer, writes a line for each call as it begins, and answers after as
-many seconds as the request says. ``MISBEHAVE`` in its environment makes it fail to start (``exit``) or ignore SIGTERM (``deaf``).
+many seconds as the request says. ``MISBEHAVE`` in its environment makes it fail to start (``exit``) or ignore SIGTERM
+(``deaf``).
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 async def answer(request: bytes, _: Any) -> bytes:
-    print(f"call begins {request.decode()}", flush=True)
+    say(f"call begins {request.decode()}")
     await asyncio.sleep(float(request))
     return request
 
@@ -45,11 +51,11 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGTERM, (lambda: None) if os.environ.get("MISBEHAVE") == "deaf" else stop.set
     )
-    print(f"stand-in {options.node_id} serves, token file {os.environ.get('BLAZEN_PEER_TOKEN_FILE')}", flush=True)
+    say(f"stand-in {options.node_id} serves, token file {os.environ.get('BLAZEN_PEER_TOKEN_FILE')}")
     await stop.wait()
     await health.enter_graceful_shutdown()
     await server.stop(10)
-    print("stand-in stopped in order", flush=True)
+    say("stand-in stopped in order")
 
 
 if __name__ == "__main__":
