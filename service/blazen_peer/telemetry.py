@@ -20,6 +20,7 @@ __all__ = [
     "TRACE_HEADERS",
     "TraceContext",
     "call_span",
+    "command_span",
     "current_trace_id",
     "enabled",
     "extract",
@@ -33,6 +34,7 @@ __all__ = [
 TRACER = "blazen_peer"
 RUN_SPAN = "blazen.run"  # followed by the workflow's name
 STEP_SPAN = "blazen.step"  # followed by the step's id
+COMMAND_SPAN = "blazen-peer"  # followed by the command
 
 WORKFLOW_NAME = "blazen.workflow.name"
 RUN_ID = "blazen.run.id"
@@ -118,6 +120,13 @@ def call_span(service: str, method: str) -> AbstractContextManager[Span]:
     if not enabled():
         return _OFF
     return _span(f"{service}/{method}", SpanKind.CLIENT, _rpc(service, method), None)
+
+
+def command_span(command: str, workflow: str) -> AbstractContextManager[Span]:
+    """Return the root span of one command of ``blazen-peer``."""
+    if not enabled():
+        return _OFF
+    return _span(f"{COMMAND_SPAN} {command}", SpanKind.INTERNAL, {WORKFLOW_NAME: workflow}, None)
 
 
 def served_span(service: str, method: str, parent: TraceContext | None) -> AbstractContextManager[Span]:

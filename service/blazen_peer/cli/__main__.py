@@ -1,0 +1,3 @@
+from blazen_peer.cli.main import entry
+
+entry()

@@ -1,0 +1,75 @@
+"""``blazen-peer serve``: import the application, serve its steps, end the process whatever happens."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+from blazen_peer.cli.tracing import start_tracing
+from blazen_peer.config import ServerSettings
+from blazen_peer.errors import BlazenError, ValidationError
+from blazen_peer.runtime.registry import DEFAULT_REGISTRY
+from blazen_peer.server import PeerServer
+
+__all__ = ["serve_app"]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def serve_app(
+    app_module: str,
+    node_id: str,
+    listen: str,
+    *,
+    require_identity: bool,
+    sidecar_proof_file: Path | None,
+    insecure: bool,
+    settings: ServerSettings,
+    log_level: str,
+) -> None:
+    """Serve what importing *app_module* registers, until a signal; then drain, and end the process.
+
+    Raises:
+        ValidationError: The module cannot be imported or registers nothing, or a setting is not usable.
+        TransportError: The address cannot be bound.
+    """
+    if log_level not in _LEVELS:
+        raise ValidationError(f"log level {log_level!r} is not one of {', '.join(_LEVELS)}")
+    logging.basicConfig(level=_LEVELS[log_level], stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    end_tracing = start_tracing(node_id, os.environ)
+    _import(app_module)
+    server = PeerServer(
+        node_id,
+        require_identity=require_identity,
+        sidecar_proof_file=sidecar_proof_file,
+        insecure=insecure,
+        settings=settings,
+    )
+    try:
+        server.serve_blocking(listen)
+    finally:
+        end_tracing()
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        # A thread of the application's own would hold the interpreter; the peer has drained, so it ends here.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _import(app_module: str) -> None:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.import_module(app_module)
+    except BlazenError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ValidationError(f"cannot import {app_module}: no module named {error.name!r}") from None
+    except Exception as error:
+        raise ValidationError(f"cannot import {app_module}: {type(error).__name__}: {error}") from error
+    if not DEFAULT_REGISTRY.steps():
+        raise ValidationError(f'{app_module} registers no step: decorate its functions with @step("...")')

@@ -1,0 +1,262 @@
+"""``PeerClient``: hands sub-workflows to a peer and gets their results."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from blazen_peer import jsontext, telemetry
+from blazen_peer.auth import AUTHORIZATION, TokenMinter
+from blazen_peer.config import MAX_MESSAGE_BYTES, check_timeout_secs, client_target
+from blazen_peer.credentials import TokenSource
+from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError, WorkflowError
+from blazen_peer.identity import check_node_id
+from blazen_peer.runtime.workflow import WorkflowResult
+from blazen_peer.transport.channels import Channels, run_in_background
+from blazen_peer.transport.proto import control_pb2, peer_pb2
+from blazen_peer.transport.servicer import PEER_SERVICE
+from blazen_peer.transport.status import raised_by
+from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
+from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata, PeerTraits
+
+__all__ = ["PeerClient"]
+
+CONNECT_TIMEOUT_SECS: Final = 5.0
+UNTOLD_TIMEOUT_SECS: Final = 3600.0  # how long to wait where neither the call nor the peer says
+MARGIN_SECS: Final = 5.0  # the RPC's own deadline sits this much above the run's
+
+
+class PeerClient:
+    """A connection to one peer, made by :meth:`connect` or :meth:`connect_async`.
+
+    One client serves plain threads by its ``..._blocking`` methods and any number of event loops, at once or one after
+    another. Its calls share one HTTP/2 connection and do not wait for each other. Leave it with ``with`` or
+    ``async with``, or call :meth:`close`.
+    """
+
+    def __init__(self, address: str, client_node_id: str, token: str | None, max_message_bytes: int) -> None:
+        """Prepare a client without connecting it: use :meth:`connect`."""
+        self._node_id = check_node_id(client_node_id)
+        self._address = address
+        self._channels = Channels(client_target(address), max_message_bytes)
+        self._tokens = TokenSource.of(token, os.environ)
+        self._minter = TokenMinter(self._node_id)
+        self._traits = PeerTraits()
+
+    def __repr__(self) -> str:
+        return f"PeerClient({self._address!r}, client_node_id={self._node_id!r})"
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        client_node_id: str,
+        *,
+        token: str | None = None,
+        timeout_secs: float = CONNECT_TIMEOUT_SECS,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> Self:
+        """Connect, blocking: one health call goes all the way to the peer, through the sidecars where there are any.
+
+        Args:
+            address: ``http://host:port`` (behind a sidecar its egress port) or ``unix:PATH``.
+            client_node_id: Names the calling end in logs and traces, and in the token.
+            token: The shared token; by default ``BLAZEN_PEER_TOKEN`` or the file that ``BLAZEN_PEER_TOKEN_FILE`` names.
+            timeout_secs: How long to wait for the peer, in seconds.
+            max_message_bytes: The largest message, each way.
+
+        Raises:
+            ValidationError: The address, the node id or the token is not usable.
+            TransportError: Nobody answered in time.
+            PermissionDeniedError: A sidecar on the way allows no flow from here to there.
+        """
+        client = cls(address, client_node_id, token, max_message_bytes)
+        run_in_background(client._greet(timeout_secs))
+        return client
+
+    @classmethod
+    async def connect_async(
+        cls,
+        address: str,
+        client_node_id: str,
+        *,
+        token: str | None = None,
+        timeout_secs: float = CONNECT_TIMEOUT_SECS,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> Self:
+        """Connect as :meth:`connect` does, without blocking the running loop."""
+        client = cls(address, client_node_id, token, max_message_bytes)
+        await client._greet(timeout_secs)
+        return client
+
+    @property
+    def node_id(self) -> str:
+        """What this end calls itself."""
+        return self._node_id
+
+    async def run_remote_workflow(
+        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
+    ) -> WorkflowResult:
+        """Run *step_ids* on the peer as the sub-workflow *workflow_name* and return its result.
+
+        Cancelling the awaiting task severs the wait only: the run goes on until its deadline.
+
+        Args:
+            workflow_name: What the peer knows the workflow by.
+            step_ids: The steps, each registered on the peer; empty means the whole workflow of that name.
+            input_json: One JSON document, handed to the entry step.
+            timeout_secs: How long the run may take, in seconds; None leaves it to the server's default.
+
+        Raises:
+            ValidationError: *input_json* is not JSON, or another argument is not usable. Nothing was sent.
+            WorkflowError: The workflow ran and failed.
+            PeerError: The call failed; its subclass and ``kind`` say how.
+        """
+        request, metadata, deadline_secs = self._prepared(workflow_name, step_ids, input_json, timeout_secs)
+        with telemetry.call_span(PEER_SERVICE, "InvokeSubWorkflow") as span:
+            if span.is_recording():
+                span.set_attributes(
+                    {
+                        telemetry.WORKFLOW_NAME: workflow_name,
+                        telemetry.NODE_ID: self._node_id,
+                        telemetry.INVOCATION_ID: metadata.invocation_id or "",
+                        telemetry.REQUEST_BYTES: len(request),
+                    }
+                )
+            pairs = metadata.encode() + list(telemetry.inject().items())
+            return _result_of(await self._sent(request, pairs, deadline_secs))
+
+    def run_remote_workflow_blocking(
+        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
+    ) -> WorkflowResult:
+        """Do what :meth:`run_remote_workflow` does while this thread waits."""
+        return run_in_background(self.run_remote_workflow(workflow_name, step_ids, input_json, timeout_secs))
+
+    async def describe(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> control_pb2.DescribeResponse:
+        """Return what the peer can run and within which limits.
+
+        Raises:
+            PeerError: The call failed; kind "Unsupported" from a peer that is not one of ours.
+        """
+        try:
+            return await self._channels.here().describe(
+                control_pb2.DescribeRequest(), timeout=timeout_secs, metadata=self._authorization()
+            )
+        except grpc.aio.AioRpcError as error:
+            raise raised_by(error) from error
+
+    def describe_blocking(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> control_pb2.DescribeResponse:
+        """Do what :meth:`describe` does while this thread waits."""
+        return run_in_background(self.describe(timeout_secs))
+
+    def close(self) -> None:
+        """Close the connection; calls in flight end with ``TransportError``. Calling it again does nothing."""
+        self._channels.close()
+
+    async def aclose(self) -> None:
+        """Close as :meth:`close` does, and wait until it is done."""
+        await asyncio.wait_for(
+            asyncio.gather(*(asyncio.wrap_future(future) for future in self._channels.close()), return_exceptions=True),
+            CONNECT_TIMEOUT_SECS,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _greet(self, timeout_secs: float) -> None:
+        """Make sure that a peer answers and learn its traits; UNIMPLEMENTED counts as an answer (Blazen's own have no health)."""
+        call = self._channels.here().check_health(health_pb2.HealthCheckRequest(), timeout=check_timeout_secs(timeout_secs))
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return
+            await self.aclose()
+            raise raised_by(error) from error
+        self._traits = PeerTraits.decode(await call.trailing_metadata() or ())
+
+    def _prepared(
+        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None
+    ) -> tuple[bytes, CallMetadata, float]:
+        """Return the message, what travels beside it, and the RPC's own deadline in seconds."""
+        if isinstance(step_ids, str):
+            raise ValidationError("step_ids is one string: give a list of step ids")
+        try:
+            jsontext.parse(input_json)
+        except ValidationError as error:
+            raise ValidationError(f"input_json is not JSON: {error}") from None
+        told_ms = self._traits.default_timeout_ms
+        run_secs, whole_secs, timeout_ms = UNTOLD_TIMEOUT_SECS if told_ms is None else told_ms / 1000, None, None
+        if timeout_secs is not None:
+            run_secs = min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
+            whole_secs, timeout_ms = math.ceil(run_secs), math.ceil(run_secs * 1000)
+        try:
+            envelope = SubWorkflowRequest(workflow_name, tuple(step_ids), input_json.encode(), whole_secs).encode()
+        except EncodeError as error:
+            raise ValidationError(str(error)) from None
+        message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
+        metadata = CallMetadata(_new_id(), self._node_id, timeout_ms)
+        return message, metadata, run_secs + MARGIN_SECS
+
+    async def _sent(self, message: bytes, pairs: list[tuple[str, str]], deadline_secs: float) -> bytes:
+        """Send one InvokeSubWorkflow and return the answer's message."""
+        if self._channels.closed:
+            raise ValidationError("this client is closed: connect a new one")
+        try:
+            call = self._channels.here().invoke(message, timeout=deadline_secs, metadata=[*self._authorization(), *pairs])
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise raised_by(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._channels.closed and task is not None and not task.cancelling():
+                raise TransportError("the client was closed while it waited for the answer") from None
+            raise
+
+    def _authorization(self) -> tuple[tuple[str, str], ...]:
+        if self._tokens is None:
+            return ()
+        value = self._minter.header_value(self._tokens.keys(), now=time.time(), new_jti=_new_id)
+        return ((AUTHORIZATION, value),)
+
+
+def _new_id() -> str:
+    return secrets.token_hex(16)
+
+
+def _result_of(message: bytes) -> WorkflowResult:
+    """Return the result that an answer carries, or raise what it says went wrong."""
+    try:
+        payload = peer_pb2.PostcardResponse.FromString(message).postcard_payload
+    except DecodeError:
+        raise EncodeError("postcard decode failed: the answer is not a PostcardResponse") from None
+    response = SubWorkflowResponse.decode(payload)
+    if response.error is not None:
+        raise WorkflowError(response.error)
+    if response.result_json is None:
+        raise PeerError("the peer's answer holds neither a result nor an error")
+    try:
+        return WorkflowResult.from_json(response.result_json.decode())
+    except (UnicodeDecodeError, ValidationError) as error:
+        raise EncodeError(f"the peer's result is not JSON: {error}") from None

@@ -1,0 +1,57 @@
+"""What a peer says of itself: its steps with what they accept and emit, its workflows, its limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from blazen_peer.config import ServerSettings
+from blazen_peer.events import Event
+from blazen_peer.runtime.registry import Registry
+from blazen_peer.transport.proto import control_pb2
+from blazen_peer.wire import ENVELOPE_VERSION
+
+__all__ = ["describe"]
+
+DISTRIBUTION: Final = "blazen-python-peer"
+
+
+def describe(node_id: str, instance_id: str, registry: Registry, settings: ServerSettings) -> control_pb2.DescribeResponse:
+    """Return the description of a peer as it stands now."""
+    return control_pb2.DescribeResponse(
+        node_id=node_id,
+        version=_version(),
+        envelope_version=ENVELOPE_VERSION,
+        instance_id=instance_id,
+        steps=[
+            control_pb2.Step(
+                id=step.id,
+                accepts=_shapes(step.accepts, step.event_classes),
+                emits=_shapes(step.emits, step.event_classes),
+            )
+            for step in registry.steps()
+        ],
+        workflows=[
+            control_pb2.Workflow(name=workflow.name, step_ids=[step.id for step in workflow.steps])
+            for workflow in registry.workflows()
+        ],
+        limits=control_pb2.Limits(
+            max_message_bytes=settings.max_message_bytes,
+            max_runs=settings.max_runs,
+            default_timeout_ms=round(settings.default_timeout_secs * 1000),
+            max_timeout_ms=round(settings.max_timeout_secs * 1000),
+        ),
+    )
+
+
+def _shapes(event_types: Iterable[str], classes: Iterable[type[Event]]) -> list[control_pb2.EventShape]:
+    raise NotImplementedError
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"

@@ -1,0 +1,235 @@
+"""``PeerServer``: serves registered steps and workflows to other peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from blazen_peer.auth.gate import Gate
+from blazen_peer.config import ListenAddress, ServerSettings, parse_listen_address
+from blazen_peer.credentials import ProofSource, TokenSource
+from blazen_peer.description import describe
+from blazen_peer.errors import TransportError, ValidationError
+from blazen_peer.identity import check_node_id
+from blazen_peer.process import run_until_signalled
+from blazen_peer.runtime.invocations import Invocations
+from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
+from blazen_peer.transport.gate import GateInterceptor
+from blazen_peer.transport.servicer import (
+    CONTROL_SERVICE,
+    PEER_SERVICE,
+    TraitsHealthServicer,
+    control_handlers,
+    peer_handlers,
+)
+from blazen_peer.wire.metadata import PeerTraits
+
+__all__ = ["PeerServer"]
+
+CANCEL_GRACE_SECS: Final = 2.0  # for answers of cancelled runs to leave the process
+
+logger = logging.getLogger(__name__)
+
+
+class PeerServer:
+    """Serves the steps of a registry over ``blazen.peer.v1``. It listens once.
+
+    Args:
+        node_id: Names this peer in traces, logs and ref descriptors.
+        token: The shared token; by default ``BLAZEN_PEER_TOKEN`` or the file that ``BLAZEN_PEER_TOKEN_FILE`` names.
+        require_identity: Refuse every call that did not come through the sidecar. Needs a token and the proof.
+        sidecar_proof_file: The secret that the sidecar adds to what it forwards; without it no identity header counts.
+        insecure: Allow listening beyond loopback without a token.
+        settings: Limits and times.
+        registry: Where steps and workflows are looked up; by default the process-wide one.
+
+    Raises:
+        ValidationError: One of them is not usable.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        *,
+        token: str | None = None,
+        require_identity: bool = False,
+        sidecar_proof_file: str | Path | None = None,
+        insecure: bool = False,
+        settings: ServerSettings | None = None,
+        registry: Registry = DEFAULT_REGISTRY,
+    ) -> None:
+        self._node_id = check_node_id(node_id)
+        self._tokens = TokenSource.of(token, os.environ)
+        self._proof = ProofSource(sidecar_proof_file) if sidecar_proof_file is not None else None
+        if require_identity and self._tokens is None:
+            raise ValidationError("require_identity demands a token as well: set BLAZEN_PEER_TOKEN")
+        if require_identity and self._proof is None:
+            raise ValidationError("require_identity demands the sidecar's proof: give sidecar_proof_file")
+        self._require_identity, self._insecure = require_identity, insecure
+        self._settings = settings or ServerSettings()
+        self._registry = registry
+        self._instance_id = secrets.token_hex(16)
+        self._used = False
+        self._draining: asyncio.Task[None] | None = None
+        self._address: str | None = None
+
+    @property
+    def node_id(self) -> str:
+        """What this peer is called."""
+        return self._node_id
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as a client writes it: ``http://host:port`` or ``unix:PATH``.
+
+        Raises:
+            ValidationError: It does not listen yet.
+        """
+        if self._address is None:
+            raise ValidationError("this server does not listen yet")
+        return self._address
+
+    async def serve(self, listen_address: str) -> None:
+        """Listen on *listen_address* and serve until :meth:`drain` is called or the surrounding task is cancelled.
+
+        Args:
+            listen_address: ``host:port`` (0 picks a free one) or ``unix:PATH``. Without a token it must be loopback.
+
+        Raises:
+            ValidationError: The address is not usable, or this server has served before.
+            TransportError: The address cannot be bound, by another program's having it for one.
+        """
+        await self._start(listen_address)
+        try:
+            await self._stopped.wait()
+        finally:
+            await self._stop()
+
+    def serve_blocking(self, listen_address: str) -> None:
+        """Do what :meth:`serve` does while this thread waits. On the main thread SIGTERM and SIGINT drain it, a second
+        one stops it at once, and the process ends within the drain's time whatever a step does."""
+        settings = self._settings
+        run_until_signalled(
+            self.serve(listen_address),
+            drain=self.drain,
+            budget_secs=settings.lame_duck_secs + settings.drain_secs + 2 * CANCEL_GRACE_SECS + 1,
+        )
+
+    @asynccontextmanager
+    async def serving(self, listen_address: str = "127.0.0.1:0") -> AsyncIterator[Self]:
+        """Serve inside the block: entered means listening at :attr:`address`, left means drained (without a lame duck)."""
+        await self._start(listen_address)
+        try:
+            yield self
+            await self.drain(lame_duck_secs=0)
+        finally:
+            await self._stop()
+
+    async def drain(self, lame_duck_secs: float | None = None) -> None:
+        """Go away in good order, and return when done; calling it again waits for the same end.
+
+        Health says NOT_SERVING; for *lame_duck_secs* (by default the settings') calls are still accepted; then new ones
+        are refused with UNAVAILABLE and what runs may finish within ``drain_secs``; then it is cancelled.
+        """
+        if self._address is None:
+            raise ValidationError("this server does not listen yet")
+        if self._draining is None:
+            lame_duck = self._settings.lame_duck_secs if lame_duck_secs is None else lame_duck_secs
+            self._draining = asyncio.create_task(self._drained(lame_duck))
+        await asyncio.shield(self._draining)
+
+    async def _start(self, listen_address: str) -> None:
+        if self._used:
+            raise ValidationError("this server has served before: make a new PeerServer")
+        address = parse_listen_address(listen_address)
+        if self._tokens is None and not address.is_local and not self._insecure:
+            raise ValidationError(
+                f"refusing to listen on {listen_address} without a token: set BLAZEN_PEER_TOKEN (blazen-peer token makes one), "
+                "listen on loopback, or say insecure"
+            )
+        self._used = True
+        settings = self._settings
+        self._stopped = asyncio.Event()
+        self._invocations = Invocations(self._node_id, self._registry, settings)
+        self._health = TraitsHealthServicer(
+            PeerTraits(
+                default_timeout_ms=round(settings.default_timeout_secs * 1000),
+                max_timeout_ms=round(settings.max_timeout_secs * 1000),
+                instance_id=self._instance_id,
+            )
+        )
+        self._grpc = self._assembled()
+        self._address = self._bound(address, listen_address)
+        for service in ("", PEER_SERVICE, CONTROL_SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._grpc.start()
+        if self._tokens is None:
+            logger.warning("%s has no token: every local process may call it", self._node_id)
+        logger.info("%s listens on %s", self._node_id, self._address)
+
+    def _assembled(self) -> grpc.aio.Server:
+        gate = GateInterceptor(
+            Gate(require_identity=self._require_identity),
+            keys=self._tokens.keys if self._tokens else lambda: None,
+            proofs=self._proof.proofs if self._proof else tuple,
+            clock=time.time,
+        )
+        limit = self._settings.max_message_bytes
+        server = grpc.aio.server(
+            interceptors=(gate,),
+            options=(
+                ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+            ),
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        handlers = (
+            peer_handlers(self._invocations.invoke, self._node_id),
+            control_handlers(lambda: describe(self._node_id, self._instance_id, self._registry, self._settings)),
+        )
+        server.add_generic_rpc_handlers(handlers)
+        return server
+
+    def _bound(self, address: ListenAddress, listen_address: str) -> str:
+        try:
+            port = self._grpc.add_insecure_port(address.target)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise TransportError(
+                f"cannot listen on {listen_address}: the address is in use or not this machine's", may_have_run=False
+            )
+        return address.target if address.host is None else f"http://{address.host}:{port}"
+
+    async def _drained(self, lame_duck_secs: float) -> None:
+        logger.info("%s drains: %d runs in progress", self._node_id, self._invocations.in_progress)
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(lame_duck_secs)
+        self._invocations.refuse_new()
+        if not await self._invocations.wait_idle(self._settings.drain_secs):
+            cancelled = self._invocations.cancel_all()
+            logger.warning(
+                "%s cancelled %d runs that did not finish in %g s", self._node_id, cancelled, self._settings.drain_secs
+            )
+        await self._grpc.stop(CANCEL_GRACE_SECS)
+        self._stopped.set()
+
+    async def _stop(self) -> None:
+        """End everything at once; after a drain there is nothing left to end."""
+        if self._draining is not None and not self._draining.done():
+            self._draining.cancel()
+        self._invocations.refuse_new()
+        if self._invocations.cancel_all():
+            await asyncio.sleep(0)  # let the cancelled runs' answers be written
+        await self._grpc.stop(None if self._stopped.is_set() else CANCEL_GRACE_SECS / 4)

@@ -1,0 +1,125 @@
+"""One client's channels to one address: one for each event loop it is used from, all on one connection.
+
+grpc.aio binds a channel to the loop it was made in. gRPC core pools connections by target and options in the whole
+process, so that these channels share one TCP connection. Threads without a loop use one loop that the process keeps in a
+daemon thread for all clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from blazen_peer.transport.proto import control_pb2
+from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
+
+__all__ = ["Channels", "Endpoint", "run_in_background"]
+
+T = TypeVar("T")
+
+_OPTIONS: Final = (
+    ("grpc.enable_http_proxy", 0),  # a proxy of the environment must never see a call to the sidecar
+    ("grpc.service_config_disable_resolution", 1),  # no retry policy from DNS: what may be repeated is ours to say
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class Endpoint:
+    """The methods of one peer, on a channel that belongs to the running loop."""
+
+    def __init__(self, target: str, max_message_bytes: int) -> None:
+        limits = (
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes),
+        )
+        self.channel = grpc.aio.insecure_channel(target, options=(*_OPTIONS, *limits))
+        self.invoke: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
+            f"/{PEER_SERVICE}/InvokeSubWorkflow"
+        )
+        self.describe: grpc.aio.UnaryUnaryMultiCallable[control_pb2.DescribeRequest, control_pb2.DescribeResponse] = (
+            self.channel.unary_unary(
+                f"/{CONTROL_SERVICE}/Describe",
+                request_serializer=control_pb2.DescribeRequest.SerializeToString,
+                response_deserializer=control_pb2.DescribeResponse.FromString,
+            )
+        )
+        self.check_health: grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
+            self.channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )
+        )
+
+
+class Channels:
+    """The endpoints of one client, by event loop. Safe to use from any thread."""
+
+    def __init__(self, target: str, max_message_bytes: int) -> None:
+        self._target, self._max_message_bytes = target, max_message_bytes
+        self._endpoints: WeakKeyDictionary[asyncio.AbstractEventLoop, Endpoint] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def here(self) -> Endpoint:
+        """Return the running loop's endpoint."""
+        loop = asyncio.get_running_loop()
+        endpoint = self._endpoints.get(loop)
+        if endpoint is None:
+            endpoint = Endpoint(self._target, self._max_message_bytes)
+            with self._lock:
+                self._endpoints[loop] = endpoint
+        return endpoint
+
+    def close(self) -> list[concurrent.futures.Future[None]]:
+        """Close what belongs to other loops that run, and return what there is to wait for; the rest goes with its loop."""
+        self.closed = True
+        with self._lock:
+            endpoints = list(self._endpoints.items())
+            self._endpoints.clear()
+        return [
+            asyncio.run_coroutine_threadsafe(endpoint.channel.close(), loop)
+            for loop, endpoint in endpoints
+            if loop.is_running()
+        ]
+
+
+class _BackgroundLoop:
+    """The process's one loop for callers that have none, in a daemon thread, started at its first use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="blazen-peer-client", daemon=True).start()
+            return self._loop
+
+
+_BACKGROUND = _BackgroundLoop()
+
+
+def run_in_background(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* to its end in the process's own loop while this thread waits. *work* must bound its own time.
+
+    Context variables, the current span among them, go with it.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, _BACKGROUND.loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # nothing to do when it ended by itself; on Ctrl-C it ends the wait
+        raise
