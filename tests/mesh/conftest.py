@@ -29,13 +29,10 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from blazen_certs import Authority
 from blazen_mesh.binary import find_envoy
 from blazen_mesh.mesh import parse_mesh
 from blazen_mesh.paths import NodePaths
@@ -81,71 +78,10 @@ def free_port() -> int:
             return port
 
 
-class CertificateStore:
-    """A CA and the identities it issued, laid out as sidecars want them: ``nodes/<node>/current -> vN``."""
-
-    def __init__(self, directory: Path, trust_domain: str = TRUST_DOMAIN) -> None:
-        self.directory, self.trust_domain = directory, trust_domain
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"root of {directory.name}")])
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        self.root = (
-            self._certificate(name, self.key.public_key(), datetime.now(UTC), timedelta(days=1))
-            .issuer_name(name)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-
-    def issue(self, node: str, *, now: datetime | None = None, lifetime: timedelta = timedelta(hours=1)) -> Path:
-        """Issue (again) for *node*, swap its link, and return its identity directory."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        uri = x509.UniformResourceIdentifier(f"spiffe://{self.trust_domain}/peer/{node}")
-        usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        leaf = (
-            self._certificate(x509.Name([]), key.public_key(), now or datetime.now(UTC), lifetime)
-            .issuer_name(self.root.subject)
-            .add_extension(x509.SubjectAlternativeName([uri]), critical=True)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-        home = self.directory / "nodes" / node
-        version = home / f"v{len(list(home.glob('v*'))) + 1}"
-        version.mkdir(parents=True)
-        pem = serialization.Encoding.PEM
-        (version / "tls.crt").write_bytes(leaf.public_bytes(pem))
-        (version / "tls.key").write_bytes(
-            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        )
-        (version / "bundle.crt").write_bytes(self.root.public_bytes(pem))
-        link = home / ".current"
-        link.symlink_to(version.name)
-        link.rename(home / "current")
-        return home
-
-    @staticmethod
-    def _certificate(
-        subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, lifetime: timedelta
-    ) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=2))
-            .not_valid_after(now + lifetime)
-        )
-
-
 @pytest.fixture
-def certificates(short_dir: Path) -> CertificateStore:
-    """The mesh's CA."""
-    return CertificateStore(short_dir / "certs")
+def certificates(short_dir: Path) -> Authority:
+    """The mesh's CA, a day old, so that it can issue what has expired by now."""
+    return Authority.create(short_dir / "certs", TRUST_DOMAIN, now=datetime.now(UTC) - timedelta(days=1))
 
 
 @dataclass
@@ -298,7 +234,7 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 
 @pytest.fixture
-async def start_mesh(short_dir: Path, envoy: Path, certificates: CertificateStore) -> AsyncIterator[StartMesh]:
+async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> AsyncIterator[StartMesh]:
     """A factory of running meshes.
 
     Args:
@@ -323,6 +259,7 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: CertificateStor
             otlp: Any = None,
             dial: Mapping[str, Any] | None = None,
             extra: Mapping[str, Any] | None = None,
+            token: str | None = None,
         ) -> Mesh:
             peers: dict[str, Any] = {}
             for node in nodes:
@@ -334,9 +271,11 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: CertificateStor
                 }
             allowed = [{"from": a, "to": b, "why": "the test says so"} for a, b in flows]
             table = {"trust_domain": TRUST_DOMAIN, "peers": peers, "flows": allowed, **(extra or {})}
-            given = {node: (identities or {}).get(node) or certificates.issue(node) for node in nodes}
+            given = {node: (identities or {}).get(node) or certificates.issue(node).path for node in nodes}
             mesh = Mesh(short_dir, envoy, table, given)
             stack.push_async_callback(mesh.close)
+            if token is not None:
+                mesh.token_file.write_text(token)
             if stand_ins:
                 await asyncio.gather(*(mesh.start_peer(node) for node in nodes))
             await asyncio.gather(*(mesh.start_sidecar(node, otlp=otlp) for node in (nodes if sidecars is None else sidecars)))

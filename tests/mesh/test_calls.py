@@ -140,8 +140,8 @@ async def test_node_called_n(start_mesh: Any) -> None:
 
 async def test_token_injection_overwrites(start_mesh: Any) -> None:
     """An injecting egress port sends the node's token, whatever the caller sent and however often."""
-    mesh = await start_mesh(inject=[("intake", "analyst")])
-    token = mesh.token_file.read_text()
+    mesh = await start_mesh(inject=[("intake", "analyst")], token="a-token\n")
+    token = "a-token"
     await mesh.call("intake", "analyst")
     await mesh.call("intake", "analyst", metadata=[("authorization", "Bearer a"), ("authorization", "Bearer b")])
     assert [call.values("authorization") for call in mesh.peers["analyst"].calls] == [[f"Bearer {token}"]] * 2

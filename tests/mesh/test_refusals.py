@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from blazen_certs import Authority
 from blazen_mesh.child import Child
 from blazen_mesh.sidecar import StartError
 
@@ -44,7 +45,7 @@ async def handshake(mesh: Any, context: ssl.SSLContext, node: str = "analyst") -
 
 def trusting(certificates: Any) -> ssl.SSLContext:
     """Return a client context that trusts the mesh's CA and shows nothing itself."""
-    bundle = certificates.issue("bystander") / "current" / "bundle.crt"
+    bundle = certificates.issue("bystander").bundle_path
     return ssl.create_default_context(cafile=str(bundle))
 
 
@@ -78,10 +79,9 @@ async def test_plain_text_to_the_ingress(mesh: Any) -> None:
 
 async def test_caller_of_another_authority(start_mesh: Any, certificates: Any, short_dir: Path) -> None:
     """A certificate of another CA with the right name in it is refused; each end would be enough to refuse."""
-    other = type(certificates)(short_dir / "other")
-    identity = other.issue("intake")
+    identity = Authority.create(short_dir / "other", "mesh.test").issue("intake").path
     # It trusts the mesh's CA, so that only analyst's sidecar can be what refuses.
-    (identity / "current" / "bundle.crt").write_bytes((certificates.issue("x") / "current" / "bundle.crt").read_bytes())
+    (identity / "current" / "bundle.crt").write_bytes(certificates.issue("x").bundle_path.read_bytes())
     mesh = await start_mesh(identities={"intake": identity})
     assert (await refusal(mesh)).code() is grpc.StatusCode.UNAVAILABLE
     assert (await mesh.wait_log("analyst", log="connection"))[0]["failure"].find("CERTIFICATE_VERIFY_FAILED") > 0
@@ -90,8 +90,8 @@ async def test_caller_of_another_authority(start_mesh: Any, certificates: Any, s
 
 async def test_server_of_another_authority(start_mesh: Any, certificates: Any, short_dir: Path) -> None:
     """A server whose certificate another CA issued is refused by the caller's sidecar, which says so in its log."""
-    other = type(certificates)(short_dir / "other")
-    mesh = await start_mesh(identities={"analyst": other.issue("analyst")})
+    other = Authority.create(short_dir / "other", "mesh.test")
+    mesh = await start_mesh(identities={"analyst": other.issue("analyst").path})
     assert (await refusal(mesh)).code() is grpc.StatusCode.UNAVAILABLE
     assert "CERTIFICATE_VERIFY_FAILED" in (await mesh.wait_log("intake", log="call"))[0]["upstream_failure"]
     assert mesh.peers["analyst"].calls == []
@@ -100,7 +100,9 @@ async def test_server_of_another_authority(start_mesh: Any, certificates: Any, s
 async def test_server_with_another_name(start_mesh: Any, certificates: Any) -> None:
     """A server of the same CA with another node's name is refused: the callee's own name is pinned."""
     mesh = await start_mesh(
-        ("intake", "analyst", "archive"), identities={"analyst": certificates.issue("archive")}, sidecars=["intake", "analyst"]
+        ("intake", "analyst", "archive"),
+        identities={"analyst": certificates.issue("archive").path},
+        sidecars=["intake", "analyst"],
     )
     assert (await refusal(mesh)).code() is grpc.StatusCode.UNAVAILABLE
     assert "SAN_matcher" in (await mesh.wait_log("intake", log="call"))[0]["upstream_failure"]
@@ -110,7 +112,7 @@ async def test_server_with_another_name(start_mesh: Any, certificates: Any) -> N
 async def test_expired_caller(start_mesh: Any, certificates: Any) -> None:
     """An expired certificate is refused, and the ingress listener's log says that it expired."""
     past = datetime.now(UTC) - timedelta(hours=2)
-    identity = certificates.issue("intake", now=past, lifetime=timedelta(hours=1))
+    identity = certificates.issue("intake", now=past, lifetime=timedelta(hours=1)).path
     mesh = await start_mesh(identities={"intake": identity}, sidecars=["analyst"])
     sidecar = await mesh.start_sidecar("intake", ready=False)
     with pytest.raises(StartError, match="expired"):
@@ -148,7 +150,7 @@ async def test_nobody_may_call(start_mesh: Any) -> None:
 async def test_unknown_name_of_the_right_authority(mesh: Any, certificates: Any) -> None:
     """A name that the mesh file does not hold fails the handshake, though the CA is right."""
     context = trusting(certificates)
-    current = certificates.issue("bystander") / "current"
+    current = certificates.issue("bystander").path / "current"
     context.load_cert_chain(current / "tls.crt", current / "tls.key")
     await handshake(mesh, context)
     assert "SAN_matcher" in (await mesh.wait_log("analyst", log="connection"))[0]["failure"]
