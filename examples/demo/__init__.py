@@ -1,0 +1,1 @@
+"""``make demo``: the product's main job, for real, in one command."""

@@ -1,0 +1,95 @@
+"""A trace drawn as a tree: who did what inside what, for how long, and when within the whole."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from rich.table import Table
+
+__all__ = ["TraceSpan", "draw", "spans_of"]
+
+_BAR_CELLS = 24
+_KINDS = {2: "server", 3: "client"}  # opentelemetry.proto.trace.v1.Span.SpanKind
+_ERROR = 2  # opentelemetry.proto.trace.v1.Status.StatusCode
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSpan:
+    """One span; ids in hex, times in nanoseconds since the epoch; ``kind`` is "server", "client" or ""."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    service: str
+    name: str
+    kind: str
+    start_ns: int
+    end_ns: int
+    failed: bool = False
+
+
+def spans_of(request: ExportTraceServiceRequest) -> list[TraceSpan]:
+    """Return the spans of one OTLP export."""
+    spans = []
+    for resource_spans in request.resource_spans:
+        attributes = {item.key: item.value.string_value for item in resource_spans.resource.attributes}
+        spans += [
+            TraceSpan(
+                trace_id=span.trace_id.hex(),
+                span_id=span.span_id.hex(),
+                parent_id=span.parent_span_id.hex(),
+                service=attributes.get("service.name", "unknown"),
+                name=span.name,
+                kind=_KINDS.get(span.kind, ""),
+                start_ns=span.start_time_unix_nano,
+                end_ns=span.end_time_unix_nano,
+                failed=span.status.code == _ERROR,
+            )
+            for scope_spans in resource_spans.scope_spans
+            for span in scope_spans.spans
+        ]
+    return spans
+
+
+def draw(spans: Sequence[TraceSpan]) -> Table:
+    """Return the spans of one trace as a table whose first column is the tree, in order of time."""
+    known = {span.span_id for span in spans}
+    children: defaultdict[str, list[TraceSpan]] = defaultdict(list)
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        children[span.parent_id if span.parent_id in known else ""].append(span)
+    start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("span", overflow="fold")
+    table.add_column("service", style="cyan", no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("when", no_wrap=True, style="blue")
+    for prefix, span in _walk(children, "", ""):
+        name = f"{span.name} [dim]{span.kind}[/dim]" if span.kind else span.name
+        table.add_row(
+            f"[dim]{prefix}[/dim]{f'[red]{name}[/red]' if span.failed else name}",
+            span.service,
+            f"{(span.end_ns - span.start_ns) / 1e6:.2f}",
+            _bar(span, start_ns, end_ns),
+        )
+    return table
+
+
+def _walk(children: dict[str, list[TraceSpan]], parent_id: str, indent: str) -> Iterable[tuple[str, TraceSpan]]:
+    """Yield each span below *parent_id* with the lines that lead to it. A span is visited once: its parent is one."""
+    siblings = children.get(parent_id, [])
+    for span in siblings:
+        last = span is siblings[-1]
+        branch, below = ("", "") if not parent_id else (("└─ ", "   ") if last else ("├─ ", "│  "))
+        yield indent + branch, span
+        yield from _walk(children, span.span_id, indent + below)
+
+
+def _bar(span: TraceSpan, start_ns: int, end_ns: int) -> str:
+    cell_ns = max(end_ns - start_ns, 1) / _BAR_CELLS
+    first = min(int((span.start_ns - start_ns) / cell_ns), _BAR_CELLS - 1)
+    length = max(1, round((span.end_ns - span.start_ns) / cell_ns))
+    return " " * first + "━" * min(length, _BAR_CELLS - first)
