@@ -15,7 +15,7 @@ from blazen_mesh.bootstrap import bootstrap
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
 
-__all__ = ["ensure_secret", "render_node", "write_files"]
+__all__ = ["ensure_secret", "render_node", "replace_file", "write_files"]
 
 SECRET_BYTES = 32
 
@@ -36,14 +36,14 @@ def render_node(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | N
 def write_files(files: dict[str, str], directory: Path) -> None:
     """Write *files* below *directory*, each whole or not at all, secrets' references before what reads them."""
     for name in sorted(files, reverse=True):  # sds/ before envoy.json
-        _replace(directory / name, files[name].encode(), 0o644)
+        replace_file(directory / name, files[name].encode(), 0o644)
 
 
 def ensure_secret(path: Path) -> bool:
     """Create *path*, for its owner alone, with a fresh secret of 256 bits; keep what is there. Return whether it was made."""
     if path.exists():
         return False
-    _replace(path, secrets.token_urlsafe(SECRET_BYTES).encode(), 0o600)
+    replace_file(path, secrets.token_urlsafe(SECRET_BYTES).encode(), 0o600)
     return True
 
 
@@ -51,7 +51,8 @@ def _dump(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
+def replace_file(path: Path, content: bytes, mode: int) -> None:
+    """Put *content* at *path* in one step, readable as *mode* says; directories above it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside its target: a rename within one directory is atomic, and the only change that Envoy's watch sees.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
