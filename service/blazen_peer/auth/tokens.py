@@ -30,6 +30,7 @@ MAX_BEARER_CHARS = 4096
 _ALGORITHM = "HS256"
 _KEY_INFO = b"blazen.peer.v1 jwt HS256"  # part of the format: nodes that derive otherwise do not know each other
 _SECRET = re.compile(r"[!-+\--~]+")  # visible ASCII without the comma, which joins duplicate headers
+_JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # the library's base64 skips what does not belong
 _JTI = re.compile(r"[!-~]{1,128}")
 _MAX_TIME = 2**53  # beyond it a double cannot tell one second from the next
 _OPTIONS: Options = {
@@ -122,6 +123,8 @@ def verify(token: str, keys: TokenKeys, *, now: float) -> Claims:
 def _signed(token: str, keys: TokenKeys) -> dict[str, object]:
     if len(token) > MAX_BEARER_CHARS:
         raise _unauthenticated(f"the JWT has over {MAX_BEARER_CHARS} characters")
+    if not _JWT.fullmatch(token):
+        raise _unauthenticated("the bearer is neither a token in force nor a JWT")
     why = ""
     for key in keys.signing:
         try:

@@ -83,6 +83,7 @@ DECISIONS = [
             "two-spaces": f"Bearer  {TOKEN}",
             "space-behind": f"Bearer {TOKEN} ",
             "comma-behind": f"Bearer {TOKEN},",
+            "jwt-and-comma": f"Bearer {JWT},",
             "joined": f"Bearer {TOKEN},Bearer {TOKEN}",
             "joined-with-space": f"Bearer {JWT}, Bearer {JWT}",
             "cut-by-one": f"Bearer {TOKEN[:-1]}",

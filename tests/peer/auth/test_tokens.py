@@ -226,6 +226,10 @@ def rs256() -> str:
         pytest.param(signed({**GOOD, "padding": "x" * 4096}), id="over-4-kib"),
         pytest.param(signed(GOOD) + ".", id="four-parts"),
         pytest.param(signed(GOOD)[:-4] + "AAAA", id="other-signature"),
+        pytest.param(signed(GOOD) + "!", id="junk-behind"),
+        pytest.param("\n" + signed(GOOD), id="newline-before"),
+        pytest.param(signed(GOOD).replace(".", ".*", 1), id="junk-within"),
+        pytest.param(signed(GOOD) + "=", id="padding"),
         pytest.param("..", id="dots"),
         pytest.param("", id="empty"),
         pytest.param("é.é.é", id="not-ascii"),
@@ -240,6 +244,14 @@ def test_not_ours(token: str) -> None:
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
     for piece in token.split("."):
         assert len(piece) < 8 or piece not in repr(refused.value)
+
+
+@pytest.mark.parametrize("algorithm", ["HS384", "HS512", "RS256", "none", "hs256"])
+def test_the_algorithm_is_looked_at_before_the_signature(algorithm: str) -> None:
+    """A JWT whose header names another algorithm is refused for that, however it is signed."""
+    digest = algorithm.replace("HS", "sha") if algorithm in ("HS384", "HS512") else "sha256"
+    with pytest.raises(Refused, match="InvalidAlgorithmError"):
+        verify(signed_by_hand({"alg": algorithm}, GOOD, digest=digest), KEYS, now=NOW)
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{0,40}\.[A-Za-z0-9_-]{0,40}\.[A-Za-z0-9_-]{0,40}", fullmatch=True))
