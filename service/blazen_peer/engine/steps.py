@@ -1,0 +1,55 @@
+"""What a step is: an id, the events it accepts and emits, and the code behind it (which the engine never calls)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blazen_peer.errors import ValidationError
+from blazen_peer.events import STOP, Event
+
+__all__ = ["StepDefinition", "check_step_id"]
+
+
+def check_step_id(step_id: str) -> str:
+    """Return *step_id* when it can be one.
+
+    Raises:
+        ValidationError: It is empty, or not printable text.
+    """
+    if not isinstance(step_id, str) or not step_id or not step_id.isprintable():
+        raise ValidationError(f"step id {step_id!r} is not valid: use printable text such as 'my_app::analyze'")
+    return step_id
+
+
+@dataclass(frozen=True, slots=True)
+class StepDefinition:
+    """One step, as registered or built. Equal when everything in it is.
+
+    Attributes:
+        id: Its name in this process and on the wire, such as ``my_app::analyze``.
+        accepts: Wire names of the events it takes; at least one.
+        emits: Wire names of what it returns, sorted as declared; None where that was not declared (any event may come).
+        handler: What to call with the event, and with the context as well when ``wants_context``.
+        is_async: Calling the handler gives an awaitable at once; otherwise it runs in a thread.
+        wants_context: It takes a ``Context`` as its second argument.
+        accepted_classes: The class that events of that accepted wire name are validated into; no entry: passed as they are.
+        emitted_classes: The classes it declares to return, as far as they are known; for describing it.
+    """
+
+    id: str
+    accepts: tuple[str, ...]
+    emits: tuple[str, ...] | None
+    handler: Callable[..., Any]
+    is_async: bool
+    wants_context: bool
+    accepted_classes: Mapping[str, type[Event]]
+    emitted_classes: tuple[type[Event], ...]
+
+    def __post_init__(self) -> None:
+        check_step_id(self.id)
+        if not self.accepts:
+            raise ValidationError(f"step {self.id!r} accepts no event: annotate its first parameter, or give accepts=")
+        if STOP in self.accepts:
+            raise ValidationError(f"step {self.id!r} accepts {STOP}, which ends the run and is handed to no step")

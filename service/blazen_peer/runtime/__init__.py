@@ -1,0 +1,43 @@
+"""The runtime: performs what the engine commands, with asyncio tasks and threads; and the registry of steps and workflows."""
+
+from blazen_peer.engine import StepDefinition
+from blazen_peer.runtime.context import Context, RunInfo, current_run
+from blazen_peer.runtime.definition import define_step
+from blazen_peer.runtime.registry import (
+    Registry,
+    default_registry,
+    isolated_registry,
+    register_workflow,
+    registered_steps,
+    step,
+    unregister_step,
+    unregister_workflow,
+)
+from blazen_peer.runtime.result import WorkflowResult
+from blazen_peer.runtime.run import Run
+from blazen_peer.runtime.threads import StepThreads, default_threads
+from blazen_peer.runtime.workflow import DEFAULT_TIMEOUT_SECS, StepHandler, Workflow, WorkflowBuilder
+
+__all__ = [
+    "DEFAULT_TIMEOUT_SECS",
+    "Context",
+    "Registry",
+    "Run",
+    "RunInfo",
+    "StepDefinition",
+    "StepHandler",
+    "StepThreads",
+    "Workflow",
+    "WorkflowBuilder",
+    "WorkflowResult",
+    "current_run",
+    "default_registry",
+    "default_threads",
+    "define_step",
+    "isolated_registry",
+    "register_workflow",
+    "registered_steps",
+    "step",
+    "unregister_step",
+    "unregister_workflow",
+]

@@ -1,0 +1,115 @@
+"""What a step may know about its run: who called it, its names, and how long it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from blazen_peer.identity import ANONYMOUS, Caller
+
+__all__ = ["Context", "RunInfo", "current_run"]
+
+
+def _no_clock() -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """The facts of one run.
+
+    Attributes:
+        workflow_name: The workflow's name.
+        run_id: Unique to this run.
+        caller: Who asked for it, as the gate saw them; ``ANONYMOUS`` for a local run.
+        invocation_id: The caller's id of this call, if it gave one.
+        node_id: The node that it runs on, where a server runs it.
+        deadline: When it must be over, on ``clock``, in seconds; None: no deadline.
+        clock: Seconds now, on the same clock; callable from any thread.
+    """
+
+    workflow_name: str = ""
+    run_id: str = ""
+    caller: Caller = ANONYMOUS
+    invocation_id: str | None = None
+    node_id: str | None = None
+    deadline: float | None = None
+    clock: Callable[[], float] = _no_clock
+
+    @property
+    def time_left_secs(self) -> float | None:
+        """Seconds until the deadline, not below 0; None: no deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - self.clock())
+
+
+class Context:
+    """Given to a step that asks for it by a second parameter: ``async def analyze(event: StartEvent, ctx: Context)``.
+
+    ``Context()`` alone makes one for a unit test of a step: an anonymous run without a deadline.
+    """
+
+    __slots__ = ("_run", "_step_id")
+
+    def __init__(self, run: RunInfo | None = None, step_id: str = "") -> None:
+        self._run = run if run is not None else RunInfo()
+        self._step_id = step_id
+
+    @property
+    def step_id(self) -> str:
+        """The id of the step that runs."""
+        return self._step_id
+
+    @property
+    def workflow_name(self) -> str:
+        """The workflow's name."""
+        return self._run.workflow_name
+
+    @property
+    def run_id(self) -> str:
+        """Unique to this run."""
+        return self._run.run_id
+
+    @property
+    def caller(self) -> Caller:
+        """Who asked for this run, as the gate saw them; ``ANONYMOUS`` for a local run."""
+        return self._run.caller
+
+    @property
+    def invocation_id(self) -> str | None:
+        """The caller's id of this call, if it gave one."""
+        return self._run.invocation_id
+
+    @property
+    def node_id(self) -> str | None:
+        """The node that this runs on; None outside a server."""
+        return self._run.node_id
+
+    @property
+    def deadline(self) -> float | None:
+        """When the run must be over, on the event loop's clock, in seconds; None: no deadline."""
+        return self._run.deadline
+
+    @property
+    def time_left_secs(self) -> float | None:
+        """Seconds until the deadline, not below 0; None: no deadline."""
+        return self._run.time_left_secs
+
+    def __repr__(self) -> str:
+        return f"Context(step_id={self._step_id!r}, run_id={self.run_id!r}, caller={str(self.caller)!r})"
+
+
+_CURRENT: ContextVar[RunInfo | None] = ContextVar("blazen_peer_run", default=None)
+
+
+def current_run() -> RunInfo | None:
+    """Return the run whose step this code is called in, in a step's thread as well; None outside any.
+
+    A remote call uses it to get at most its parent's time.
+    """
+    return _CURRENT.get()
+
+
+def enter_run(info: RunInfo) -> None:
+    """Make *info* the current run of this task and of the tasks and threads that it starts."""
+    _CURRENT.set(info)

@@ -1,0 +1,206 @@
+"""The steps and workflows of this process by name. A peer looks up here what a caller names, and runs nothing else.
+
+There is one registry for the process; servers and tests may have one of their own. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from blazen_peer.engine import StepDefinition
+from blazen_peer.errors import UnknownStepError, ValidationError
+from blazen_peer.runtime.definition import EventName, define_step
+
+if TYPE_CHECKING:
+    from blazen_peer.runtime.workflow import Workflow
+
+__all__ = [
+    "Registry",
+    "default_registry",
+    "isolated_registry",
+    "register_workflow",
+    "registered_steps",
+    "step",
+    "unregister_step",
+    "unregister_workflow",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry:
+    """Steps and workflows by name.
+
+    Attributes:
+        generation: Grows with every change, so that what was resolved from here can be kept until it does.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._lock = threading.Lock()
+        self._steps: dict[str, StepDefinition] = {}
+        self._workflows: dict[str, Workflow] = {}
+
+    def step(
+        self, step_id: str, *, accepts: Iterable[EventName] | None = None, emits: Iterable[EventName] | None = None
+    ) -> Callable[[F], F]:
+        """Return a decorator that registers a function as the step *step_id* and returns the function itself.
+
+        Args:
+            step_id: The step's name, here and on the wire, such as ``my_app::analyze``.
+            accepts: Wire names or classes of the events it takes; None: from the annotation of its first parameter.
+            emits: Likewise for what it returns; None: from its return annotation.
+
+        Raises:
+            ValidationError: The id is another function's, or the signature is not a step's.
+        """
+        return self._decorator(step_id, accepts, emits, sys._getframe(1).f_locals)
+
+    def _decorator(
+        self,
+        step_id: str,
+        accepts: Iterable[EventName] | None,
+        emits: Iterable[EventName] | None,
+        localns: dict[str, Any],
+    ) -> Callable[[F], F]:
+        # Annotations may name classes that are local to the function around the step: the caller's names resolve them.
+        def register(function: F) -> F:
+            self.add(define_step(step_id, function, accepts=accepts, emits=emits, localns=localns))
+            return function
+
+        return register
+
+    def add(self, definition: StepDefinition) -> None:
+        """Register *definition*; the same one again changes nothing.
+
+        Raises:
+            ValidationError: Its id is taken by another one.
+        """
+        with self._lock:
+            there = self._steps.get(definition.id)
+            if there is None:
+                self._steps[definition.id] = definition
+                self.generation += 1
+            elif there != definition:
+                raise ValidationError(
+                    f"step id {definition.id!r} is taken by {_place(there.handler)}: choose another, or unregister that one"
+                )
+
+    def unregister_step(self, step_id: str) -> bool:
+        """Forget the step; return whether it was there."""
+        with self._lock:
+            self.generation += 1
+            return self._steps.pop(step_id, None) is not None
+
+    def registered_steps(self) -> tuple[StepDefinition, ...]:
+        """Return all steps, sorted by id."""
+        with self._lock:
+            return tuple(sorted(self._steps.values(), key=lambda definition: definition.id))
+
+    def resolve(self, step_ids: Iterable[str]) -> tuple[StepDefinition, ...]:
+        """Return the steps of these ids, in this order.
+
+        Raises:
+            UnknownStepError: The first id that is not registered.
+        """
+        with self._lock:
+            found = []
+            for step_id in step_ids:
+                definition = self._steps.get(step_id)
+                if definition is None:
+                    raise UnknownStepError(f"unknown step id `{step_id}`", step_id)
+                found.append(definition)
+            return tuple(found)
+
+    def definition_of(self, handler: object) -> StepDefinition:
+        """Return the step that *handler* is registered as.
+
+        Raises:
+            ValidationError: It is no step here, or several.
+        """
+        with self._lock:
+            found = [definition for definition in self._steps.values() if definition.handler == handler]
+        if len(found) != 1:
+            how = "is not registered: decorate it with @step(id)" if not found else "is several steps: name them by id"
+            raise ValidationError(f"{_place(handler)} {how}")
+        return found[0]
+
+    def register_workflow(self, workflow: Workflow) -> Workflow:
+        """Register *workflow* under its name, so that a caller may run it whole; return it.
+
+        Raises:
+            ValidationError: The name is another workflow's.
+        """
+        with self._lock:
+            there = self._workflows.setdefault(workflow.name, workflow)
+            if there is not workflow:
+                raise ValidationError(f"workflow name {workflow.name!r} is taken: choose another, or unregister that one")
+            self.generation += 1
+        return workflow
+
+    def unregister_workflow(self, name: str) -> bool:
+        """Forget the workflow; return whether it was there."""
+        with self._lock:
+            self.generation += 1
+            return self._workflows.pop(name, None) is not None
+
+    def workflow(self, name: str) -> Workflow | None:
+        """Return the workflow registered as *name*, or None."""
+        with self._lock:
+            return self._workflows.get(name)
+
+    def registered_workflows(self) -> tuple[Workflow, ...]:
+        """Return all workflows, sorted by name."""
+        with self._lock:
+            return tuple(sorted(self._workflows.values(), key=lambda workflow: workflow.name))
+
+    @contextmanager
+    def isolated(self) -> Iterator[Registry]:
+        """Empty this registry while entered; what it held comes back on leaving. For tests."""
+        with self._lock:
+            kept = self._steps, self._workflows
+            self._steps, self._workflows = {}, {}
+            self.generation += 1
+        try:
+            yield self
+        finally:
+            with self._lock:
+                self._steps, self._workflows = kept
+                self.generation += 1
+
+
+def _place(handler: object) -> str:
+    """Return where *handler* is defined, for an error's reader."""
+    function = getattr(handler, "__func__", handler)
+    name = getattr(function, "__qualname__", type(handler).__qualname__)
+    return f"{getattr(function, '__module__', '?')}.{name}"
+
+
+_DEFAULT = Registry()
+
+
+def default_registry() -> Registry:
+    """Return the registry of this process."""
+    return _DEFAULT
+
+
+def step(
+    step_id: str, *, accepts: Iterable[EventName] | None = None, emits: Iterable[EventName] | None = None
+) -> Callable[[F], F]:
+    """Register a function as the step *step_id* in the process-wide registry. See :meth:`Registry.step`.
+
+    @step("my_app::analyze")
+    async def analyze(event: StartEvent, ctx: Context) -> Analyzed: ...
+    """
+    return _DEFAULT._decorator(step_id, accepts, emits, sys._getframe(1).f_locals)
+
+
+unregister_step = _DEFAULT.unregister_step
+registered_steps = _DEFAULT.registered_steps
+register_workflow = _DEFAULT.register_workflow
+unregister_workflow = _DEFAULT.unregister_workflow
+isolated_registry = _DEFAULT.isolated

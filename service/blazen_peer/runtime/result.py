@@ -1,0 +1,58 @@
+"""What a run gives back, the same for a local and a remote one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blazen_peer import jsontext
+from blazen_peer.events import StopEvent
+
+__all__ = ["WorkflowResult"]
+
+_UNPARSED: Any = object()
+
+
+class WorkflowResult:
+    """The end of a run.
+
+    Attributes:
+        event: The terminal ``blazen::StopEvent``: of the step's own class for a local run, untyped for a remote one.
+        data_json: Its payload as compact JSON text: what crosses the wire.
+        total_input_tokens, total_output_tokens, total_cost_usd: Always 0: they do not travel between peers.
+    """
+
+    __slots__ = ("_parsed", "data_json", "event")
+
+    total_input_tokens: int = 0
+    total_output_tokens: int = 0
+    total_cost_usd: float = 0.0
+
+    def __init__(self, event: StopEvent, data_json: str) -> None:
+        self.event, self.data_json, self._parsed = event, data_json, _UNPARSED
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkflowResult:
+        """Return the result whose payload's JSON text a peer answered.
+
+        Raises:
+            ValidationError: It is not strict JSON.
+        """
+        payload = jsontext.parse(text)
+        result = cls(StopEvent(result=payload), text)
+        result._parsed = payload
+        return result
+
+    @property
+    def result(self) -> Any:
+        """The payload, parsed from ``data_json``: so local and remote runs give equal values (a tuple became a list)."""
+        if self._parsed is _UNPARSED:
+            self._parsed = jsontext.parse(self.data_json)
+        return self._parsed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WorkflowResult) and self.data_json == other.data_json
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"WorkflowResult(data_json={self.data_json!r})"

@@ -1,0 +1,244 @@
+"""One run: performs the engine's commands with asyncio tasks.
+
+A chain of steps runs in one task, one step after the other; each further event of a fan-out gets a task of its own. The run
+belongs to whoever started it: a caller that stops waiting does not end it, and its end does not wait for its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any
+
+from blazen_peer import telemetry
+from blazen_peer.engine import Commands, Ended, RoutingTable, RunState, StepDefinition, Work
+from blazen_peer.errors import WorkflowError
+from blazen_peer.events import Event
+from blazen_peer.runtime.context import Context, RunInfo, enter_run
+from blazen_peer.runtime.result import WorkflowResult
+from blazen_peer.runtime.threads import StepThreads
+
+__all__ = ["Run"]
+
+SLICE_SECS = 0.01  # steps that never wait give the loop a turn this often, so that deadlines and other runs get theirs
+CHASE_SECS = (1.0, 5.0, 30.0)  # after these, steps that outlive their run are named in the log and cancelled again; then left
+
+_LOG = logging.getLogger(__name__)
+_ALIVE: set[Run] = set()  # asyncio holds tasks weakly; here their runs are held until the last task is over
+
+
+class _Place:
+    """Where a task is: the step it is at."""
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step: StepDefinition | None = None
+
+
+class Run:
+    """A workflow under way, or over. Made by ``Workflow.start``; belongs to the event loop it was made in.
+
+    Attributes:
+        info: Its names, caller and deadline.
+        outcome: A future of the :class:`WorkflowResult`, or of the :class:`WorkflowError`. Wait by :meth:`wait`, or by
+            ``asyncio.wait``: a task that awaits the future itself cancels it when cancelled.
+    """
+
+    __slots__ = ("_loop", "_recording", "_state", "_tasks", "_threads", "_timer", "info", "outcome")
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        event: Event,
+        info: RunInfo,
+        *,
+        timeout_secs: float | None,
+        threads: StepThreads,
+        trace_parent: telemetry.TraceContext | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.info = info
+        self.outcome: asyncio.Future[WorkflowResult] = self._loop.create_future()
+        self._threads = threads
+        self._recording = False
+        self._state = RunState(table)
+        self._tasks: dict[asyncio.Task[None], _Place] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        _ALIVE.add(self)
+        # The first slice is scheduled before the deadline: with no time at all, what never waits still succeeds.
+        place = _Place()
+        self._spawn(self._lead(event, place, trace_parent), place)
+        if info.deadline is not None:
+            why = f"workflow timed out after {timeout_secs:.10g}s"
+            self._timer = self._loop.call_at(info.deadline, self._stop, why)
+
+    async def wait(self) -> WorkflowResult:
+        """Wait for the outcome. Cancelling this wait leaves the run alone.
+
+        Raises:
+            WorkflowError: The run failed, timed out or was cancelled.
+        """
+        return await asyncio.shield(self.outcome)
+
+    def cancel(self) -> None:
+        """End the run as ``workflow cancelled``, if it is not over; its steps are cancelled and not waited for."""
+        self._stop("workflow cancelled")
+
+    @property
+    def running_step_ids(self) -> tuple[str, ...]:
+        """The steps that are executing, after the end of the run as well; sorted."""
+        return tuple(sorted(place.step.id for place in self._tasks.values() if place.step is not None))
+
+    async def _lead(self, event: Event, place: _Place, trace_parent: telemetry.TraceContext | None) -> None:
+        """The first task: enters the run and its span, and stays until the outcome when the span is recorded."""
+        info = self.info
+        enter_run(info)
+        with telemetry.run_span(
+            info.workflow_name,
+            info.run_id,
+            node_id=info.node_id,
+            caller=str(info.caller),
+            invocation_id=info.invocation_id,
+            parent=trace_parent,
+        ) as span:
+            self._recording = span.is_recording()
+            try:
+                await self._work(self._follow(self._state.begun(event)), place)
+                if self._recording and self._state.ended is None:
+                    await asyncio.wait((self.outcome,))
+            except asyncio.CancelledError:
+                if self._state.ended is None:
+                    self.cancel()  # the whole event loop is going away
+            ended = self._state.ended
+            if self._recording and ended is not None and ended.error is not None:
+                telemetry.mark_failed(span, ended.error)
+
+    async def _work(self, work: Work | None, place: _Place) -> None:
+        """Execute *work* and what follows from it, until nothing does."""
+        state, info, recording = self._state, self.info, self._recording
+        turn = monotonic() + SLICE_SECS
+        commands: Commands
+        while work is not None:
+            step, event = work
+            place.step = step
+            try:
+                if monotonic() > turn:
+                    await asyncio.sleep(0)
+                    turn = monotonic() + SLICE_SECS
+                if recording:
+                    output = await self._traced(step, event)
+                elif step.is_async:
+                    output = await (step.handler(event, Context(info, step.id)) if step.wants_context else step.handler(event))
+                else:
+                    output = await self._in_thread(step, event)
+            except (asyncio.CancelledError, KeyboardInterrupt) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError):
+                    if state.ended is not None:
+                        return
+                    if task is not None and task.cancelling():
+                        raise
+                self._follow(state.raised(step, error))
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                return
+            except (Exception, SystemExit) as error:
+                commands = state.raised(step, error)
+            else:
+                commands = state.returned(step, output)
+            work = self._follow(commands)
+        place.step = None
+
+    async def _traced(self, step: StepDefinition, event: Event) -> Any:
+        with telemetry.step_span(step.id, event.event_type):
+            try:
+                if step.is_async:
+                    return await (
+                        step.handler(event, Context(self.info, step.id)) if step.wants_context else step.handler(event)
+                    )
+                return await self._in_thread(step, event)
+            except asyncio.CancelledError:
+                if self._state.ended is None:
+                    raise
+                return None  # cancelled by the end of its run: not a failed step
+
+    async def _in_thread(self, step: StepDefinition, event: Event) -> Any:
+        if step.wants_context:
+            output = await self._threads.run(step.handler, event, Context(self.info, step.id))
+        else:
+            output = await self._threads.run(step.handler, event)
+        return await output if inspect.isawaitable(output) else output
+
+    def _follow(self, commands: Commands) -> Work | None:
+        """Perform *commands*: settle the end, or start tasks for all work but the first, which is returned."""
+        if isinstance(commands, Ended):
+            self._settle(commands)
+            return None
+        if not commands:
+            return None
+        for work in commands[1:]:
+            place = _Place()
+            self._spawn(self._work(work, place), place)
+        return commands[0]
+
+    def _spawn(self, work: Coroutine[Any, Any, None], place: _Place) -> None:
+        task = self._loop.create_task(work)
+        self._tasks[task] = place
+        task.add_done_callback(self._over)
+
+    def _stop(self, why: str) -> None:
+        commands = self._state.stopped(WorkflowError(why))
+        if isinstance(commands, Ended):
+            self._settle(commands)
+
+    def _settle(self, ended: Ended) -> None:
+        """Give the outcome at once, then cancel what is in flight."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.outcome.done():
+            if ended.event is not None:
+                self.outcome.set_result(WorkflowResult(ended.event, ended.data_json))
+            elif ended.error is not None:
+                self.outcome.set_exception(ended.error)
+                self.outcome.exception()  # nobody need ask for it: no warning then
+        current = asyncio.current_task(self._loop)
+        others = [task for task in self._tasks if task is not current]
+        for task in others:
+            task.cancel()
+        if others:
+            self._timer = self._loop.call_later(CHASE_SECS[0], self._chase, 0)
+
+    def _chase(self, times: int) -> None:
+        """Say which steps swallow their cancellation, and cancel them again."""
+        steps = ", ".join(self.running_step_ids)
+        _LOG.warning(
+            "run %s of %s is over, but still runs after %g s: %s",
+            self.info.run_id,
+            self.info.workflow_name,
+            CHASE_SECS[times],
+            steps,
+        )
+        for task in list(self._tasks):
+            task.cancel()
+        times += 1
+        self._timer = self._loop.call_later(CHASE_SECS[times], self._chase, times) if times < len(CHASE_SECS) else None
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        error = None if task.cancelled() else task.exception()
+        if self._state.ended is None:
+            if task.cancelled():
+                self.cancel()
+            elif error is not None:  # not a step's: those are caught where they are raised
+                _LOG.error("run %s of %s broke", self.info.run_id, self.info.workflow_name, exc_info=error)
+                self._stop(f"the run broke: {type(error).__name__}")
+        if not self._tasks:
+            _ALIVE.discard(self)
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None

@@ -1,0 +1,200 @@
+"""A workflow: steps that are routed to one another by the events they accept and emit."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeAlias
+
+from blazen_peer import telemetry
+from blazen_peer.engine import RoutingTable, StepDefinition
+from blazen_peer.errors import ValidationError
+from blazen_peer.events import START, Event, StartEvent
+from blazen_peer.identity import ANONYMOUS, Caller
+from blazen_peer.runtime.context import RunInfo
+from blazen_peer.runtime.definition import EventName, define_step
+from blazen_peer.runtime.registry import Registry, default_registry
+from blazen_peer.runtime.result import WorkflowResult
+from blazen_peer.runtime.run import Run
+from blazen_peer.runtime.threads import StepThreads, default_threads
+
+__all__ = ["DEFAULT_TIMEOUT_SECS", "StepHandler", "Workflow", "WorkflowBuilder"]
+
+DEFAULT_TIMEOUT_SECS = 300.0  # the same as a server's
+
+
+class StepHandler(Protocol):
+    """An object that performs a step: ``invoke`` takes the event, or event and context, and may be async or plain."""
+
+    invoke: Callable[..., Any]
+
+
+StepLike: TypeAlias = "str | StepDefinition | Callable[..., Any]"
+
+
+class Workflow:
+    """Steps under a name, ready to run any number of times, at once too. Never changes.
+
+    Args:
+        name: For people, traces and, when registered, for callers of a peer.
+        steps: Ids of registered steps, functions decorated with ``@step``, or definitions.
+        registry: Where ids and functions are looked up; the process-wide one if None.
+
+    Raises:
+        ValidationError: No steps, a step twice, or none that accepts ``blazen::StartEvent``.
+        UnknownStepError: An id that is not registered.
+    """
+
+    __slots__ = ("_table", "_threads", "name")
+
+    def __init__(self, name: str, steps: Iterable[StepLike], *, registry: Registry | None = None) -> None:
+        known = registry if registry is not None else default_registry()
+        self._assemble(name, [_definition(item, known) for item in steps])
+        if not self._table.can_start:
+            raise ValidationError(f"workflow {name!r} has no step that accepts {START}")
+
+    @classmethod
+    def from_step_ids(cls, name: str, step_ids: Iterable[str], registry: Registry | None = None) -> Workflow:
+        """Return the workflow of these registered steps, as a peer assembles it for a caller.
+
+        Steps that cannot start make a workflow that fails when it runs: what a caller named is the caller's own affair.
+
+        Raises:
+            UnknownStepError: The first id that is not registered.
+            ValidationError: No ids, or one twice.
+        """
+        workflow = cls.__new__(cls)
+        workflow._assemble(name, (registry if registry is not None else default_registry()).resolve(step_ids))
+        return workflow
+
+    def _assemble(self, name: str, steps: Iterable[StepDefinition]) -> None:
+        if not isinstance(name, str):
+            raise ValidationError(f"a workflow's name is text, not {type(name).__name__}")
+        self.name = name
+        self._table = RoutingTable(steps)
+        self._threads: StepThreads = default_threads()
+
+    @property
+    def steps(self) -> tuple[StepDefinition, ...]:
+        """Its steps, in the order given."""
+        return self._table.steps
+
+    async def run(self, input: Any = None, *, timeout_secs: float | None = None) -> WorkflowResult:
+        """Run once and return the result. Cancelling the task that awaits this cancels the run.
+
+        Args:
+            input: Any JSON value, which becomes the ``data`` of a ``StartEvent``; or a start event.
+            timeout_secs: How long the run may take; None: ``DEFAULT_TIMEOUT_SECS``; ``math.inf``: for ever; 0: only what
+                finishes without waiting succeeds.
+
+        Raises:
+            WorkflowError: The run failed, timed out or was cancelled.
+            ValidationError: A timeout below 0.
+        """
+        run = self.start(input, timeout_secs=DEFAULT_TIMEOUT_SECS if timeout_secs is None else timeout_secs)
+        try:
+            return await run.outcome  # not shielded: the run is this task's own
+        except asyncio.CancelledError:
+            run.cancel()
+            raise
+
+    def start(
+        self,
+        input: Any = None,
+        *,
+        caller: Caller = ANONYMOUS,
+        run_id: str | None = None,
+        invocation_id: str | None = None,
+        node_id: str | None = None,
+        timeout_secs: float | None = None,
+        deadline: float | None = None,
+        trace_parent: telemetry.TraceContext | None = None,
+    ) -> Run:
+        """Start a run and return it at once. It belongs to whoever called this, and ends by itself, by its deadline, or by
+        :meth:`Run.cancel`.
+
+        Args:
+            input: As for :meth:`run`.
+            caller: Who asked for it.
+            run_id: Unique; None makes one.
+            invocation_id: The caller's id of this call.
+            node_id: The node that runs it.
+            timeout_secs: How long it may take, and what its error says; None: for ever, if there is no *deadline* either.
+            deadline: When it must be over, by ``loop.time()``, where that is not *timeout_secs* from now (a run that waited
+                for its turn has less).
+            trace_parent: The remote caller's trace context.
+
+        Raises:
+            ValidationError: A timeout below 0.
+        """
+        clock = asyncio.get_running_loop().time
+        if timeout_secs is not None:
+            if not timeout_secs >= 0:
+                raise ValidationError(f"timeout_secs is {timeout_secs!r}: use 0 or more seconds")
+            if deadline is None and timeout_secs != math.inf:
+                deadline = clock() + timeout_secs
+        elif deadline is not None:
+            timeout_secs = round(max(0.0, deadline - clock()), 3)
+        info = RunInfo(
+            workflow_name=self.name,
+            run_id=run_id if run_id is not None else uuid.uuid4().hex,
+            caller=caller,
+            invocation_id=invocation_id,
+            node_id=node_id,
+            deadline=deadline,
+            clock=clock,
+        )
+        event = input if isinstance(input, Event) else StartEvent(data=input)
+        if event.event_type != START:
+            raise ValidationError(f"a run starts with {START}, not with {event.event_type}")
+        return Run(self._table, event, info, timeout_secs=timeout_secs, threads=self._threads, trace_parent=trace_parent)
+
+    def __repr__(self) -> str:
+        return f"Workflow({self.name!r}, {[step.id for step in self.steps]!r})"
+
+
+class WorkflowBuilder:
+    """Builds a workflow from handlers that need no registration."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._steps: list[StepDefinition] = []
+
+    def step(
+        self,
+        name: str,
+        accepts: Iterable[EventName] | None,
+        emits: Iterable[EventName] | None,
+        handler: Callable[..., Any] | StepHandler,
+    ) -> WorkflowBuilder:
+        """Add the step *name*; return this builder.
+
+        Args:
+            name: The step's id in this workflow.
+            accepts: Wire names or classes of the events it takes; None: from the handler's annotations.
+            emits: Likewise for what it returns.
+            handler: A function, async or plain, or an object with ``invoke``; called with the event, or event and context.
+
+        Raises:
+            ValidationError: The handler's signature is not a step's.
+        """
+        self._steps.append(define_step(name, handler, accepts=accepts, emits=emits))
+        return self
+
+    def build(self) -> Workflow:
+        """Return the workflow.
+
+        Raises:
+            ValidationError: As for :class:`Workflow`.
+        """
+        return Workflow(self._name, self._steps)
+
+
+def _definition(item: StepLike, registry: Registry) -> StepDefinition:
+    if isinstance(item, StepDefinition):
+        return item
+    if isinstance(item, str):
+        return registry.resolve((item,))[0]
+    return registry.definition_of(item)
