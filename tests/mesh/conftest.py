@@ -79,6 +79,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
+def ports() -> Callable[[], int]:
+    """A source of free ports."""
+    return free_port
+
+
+@pytest.fixture
 def certificates(short_dir: Path) -> Authority:
     """The mesh's CA, a day old, so that it can issue what has expired by now."""
     return Authority.create(short_dir / "certs", TRUST_DOMAIN, now=datetime.now(UTC) - timedelta(days=1))

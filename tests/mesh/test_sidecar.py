@@ -1,0 +1,192 @@
+"""One sidecar's life: certificates that change, draining, dying and coming back, spans."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from blazen_mesh.address import TcpAddress
+from blazen_mesh.render import replace_file
+from blazen_mesh.sidecar import StartError
+
+pytestmark = pytest.mark.envoy
+
+
+async def until(condition: Callable[[], Any], secs: float = 10.0) -> None:
+    """Poll *condition*, an async function, until it gives something true."""
+    async with asyncio.timeout(secs):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_new_certificate_is_taken_up(mesh: Any, certificates: Any) -> None:
+    """A swapped identity is served within a second, and calls go on."""
+    admin = mesh.sidecars["analyst"].admin
+    (before,) = await admin.certificates()
+    await mesh.call("intake", "analyst")
+    fresh = certificates.issue("analyst")
+
+    async def swapped() -> bool:
+        (now,) = await admin.certificates()
+        return int(now["serial_number"], 16) == fresh.certificate.serial_number != int(before["serial_number"], 16)
+
+    await until(swapped, secs=3)
+    assert await mesh.sidecars["analyst"].admin.unready() is None
+    assert await mesh.call("intake", "analyst", channel=mesh.channel("intake", "analyst")) == b"hello"
+
+
+async def test_certificate_that_comes_late(start_mesh: Any, certificates: Any) -> None:
+    """Without a certificate the sidecar says LIVE to anybody and is not ready for us; once issued, it serves."""
+    late = certificates.directory / "nodes" / "analyst"
+    late.mkdir(parents=True)
+    mesh = await start_mesh(identities={"analyst": late}, sidecars=["intake"])
+    sidecar = await mesh.start_sidecar("analyst", ready=False)
+    with pytest.raises(StartError, match="no certificate"):
+        await sidecar.wait_ready(1.0)
+    certificates.issue("analyst")
+    await sidecar.wait_ready(5.0)
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_proof_is_read_again(mesh: Any) -> None:
+    """A new proof in the file is what the peer gets, without a restart."""
+    fresh = secrets.token_urlsafe(32)
+    replace_file(mesh.proof_file("analyst"), fresh.encode(), 0o600)
+
+    async def arrived() -> bool:
+        await mesh.call("intake", "analyst")
+        return mesh.peers["analyst"].calls[-1].values("x-blazen-sidecar-proof") == [fresh]
+
+    await until(arrived, secs=5)
+
+
+async def test_no_proof_no_call(start_mesh: Any) -> None:
+    """An ingress that has lost its proof refuses calls rather than passing them on without."""
+    mesh = await start_mesh(sidecars=["intake"])
+    sidecar = await mesh.start_sidecar("analyst")
+    await sidecar.stop()
+    mesh.proof_file("analyst").unlink()
+    mesh.lines["analyst"].clear()
+    config = mesh.root / "analyst" / "envoy.json"
+    with pytest.raises(StartError):
+        restarted = await type(sidecar).start(
+            *("analyst",),
+            envoy=mesh._envoy,
+            config=config,
+            admin_socket=sidecar.admin.socket_path,
+            on_line=mesh._on_line,
+        )
+        mesh.sidecars["analyst"] = restarted
+        await restarted.wait_ready(1.0)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await mesh.call("intake", "analyst", timeout=3)
+    assert mesh.peers["analyst"].calls == []
+
+
+async def test_draining_loses_no_call(mesh: Any) -> None:
+    """A draining sidecar carries the call in flight to its end, and knows when it is idle."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: bytes) -> bytes:
+        begun.set()
+        await go_on.wait()
+        return request
+
+    mesh.peers["analyst"].answer = wait
+    call = asyncio.create_task(mesh.call("intake", "analyst"))
+    await begun.wait()
+    sidecar = mesh.sidecars["analyst"]
+    await sidecar.begin_drain()
+    assert not await sidecar.wait_idle(0.3)
+    go_on.set()
+    assert await call == b"hello"
+    assert await sidecar.wait_idle(5)
+    assert await sidecar.stop()
+
+
+async def test_killed_and_started_again(mesh: Any) -> None:
+    """A sidecar that was killed starts again over its old admin socket, and callers reach it through theirs."""
+    await mesh.call("intake", "analyst")
+    sidecar = mesh.sidecars["analyst"]
+    sidecar.child.send(signal.SIGKILL)
+    await sidecar.child.wait()
+    assert sidecar.admin.socket_path.exists()
+    await mesh.start_sidecar("analyst")
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_connections_have_an_age(start_mesh: Any) -> None:
+    """Between sidecars no connection outlives its age, and no call is lost by that."""
+    mesh = await start_mesh(extra={"connection_age_secs": 1})
+    channel = mesh.channel("intake", "analyst")
+    calls, end = 0, time.monotonic() + 3.5
+    while time.monotonic() < end:
+        await mesh.call("intake", "analyst", channel=channel)
+        calls += 1
+    entries = await mesh.wait_log("analyst", count=calls, log="call", grpc_status="OK")
+    assert len({entry["connection_id"] for entry in entries}) >= 3
+    assert len(mesh.peers["analyst"].calls) == calls
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """An OTLP receiver that keeps every span with its resource's attributes."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[dict[str, str], Any]] = []
+
+    async def Export(self, request: Any, _: Any) -> Any:  # noqa: N802 - gRPC's name
+        for group in request.resource_spans:
+            resource = {item.key: item.value.string_value for item in group.resource.attributes}
+            self.spans += [(resource, span) for scope in group.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+async def test_sidecars_join_the_callers_trace(start_mesh: Any, ports: Callable[[], int]) -> None:
+    """A traced call gets four spans of the sidecars, each the parent of the next; an untraced one gets none."""
+    collector, port = Collector(), ports()
+    server = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    mesh = await start_mesh(otlp=TcpAddress("127.0.0.1", port))
+    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    await mesh.call("intake", "analyst")
+    await mesh.call("intake", "analyst", metadata=[("traceparent", f"00-{trace_id}-{span_id}-01")])
+
+    async def exported() -> bool:
+        return len(collector.spans) >= 4
+
+    await until(exported, secs=15)
+    chain, parent = [], span_id
+    left = list(collector.spans)
+    while found := next((pair for pair in left if pair[1].parent_span_id.hex() == parent), None):
+        left.remove(found)
+        resource, span = found
+        assert span.trace_id.hex() == trace_id
+        chain.append((resource["service.name"], resource["blazen.node.id"], span.kind))
+        parent = span.span_id.hex()
+    server_kind, client_kind = 2, 3
+    assert chain == [
+        ("intake-sidecar", "intake", server_kind),
+        ("intake-sidecar", "intake", client_kind),
+        ("analyst-sidecar", "analyst", server_kind),
+        ("analyst-sidecar", "analyst", client_kind),
+    ]
+    assert left == []
+    assert parent in mesh.peers["analyst"].calls[-1].values("traceparent")[0]
+    await server.stop(0)
+
+
+async def test_admin_socket_is_private(mesh: Any) -> None:
+    """Only the sidecar's own user may reach the admin interface."""
+    path: Path = mesh.sidecars["analyst"].admin.socket_path
+    assert path.stat().st_mode & 0o777 == 0o600
