@@ -238,7 +238,7 @@ def _lifetime(leaf: x509.Certificate, issuer: x509.Certificate | None, fix: str)
 def _key_type(certificate: x509.Certificate, fix: str) -> Check:
     kind = key_type_text(certificate.public_key())
     ok = kind == "P-256"
-    return Check("key type", ok, kind if ok else f"{kind}; a mesh uses P-256, which every sidecar accepts", fix)
+    return Check("key-type", ok, kind if ok else f"{kind}; a mesh uses P-256, which every sidecar accepts", fix)
 
 
 def _key_match(certificate: x509.Certificate, public_key: PublicKeyTypes, fix: str) -> Check:

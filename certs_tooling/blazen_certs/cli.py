@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -214,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="blazen-certs", standalone_mode=False)
     except _UsageError as error:
-        return _fail(arguments, _WRONG_USE, "Usage", f"{error.format_message()} See: blazen-certs --help")
+        return _fail(arguments, _WRONG_USE, "Usage", f"{error.format_message().rstrip('.')}. See: blazen-certs --help")
     except CertificateError as error:
         return _fail(arguments, _CHECK_FAILED, error.kind, str(error))
     except (ValidationError, StoreError) as error:
@@ -282,7 +283,7 @@ def _moment(text: str) -> datetime:
 
 
 def _dir_option(directory: Path) -> str:
-    return "" if directory == _DEFAULT_STORE else f" --dir {directory}"
+    return "" if directory == _DEFAULT_STORE else f" --dir {shlex.quote(str(directory))}"
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def time_text(moment: datetime) -> str:
 
 
 def timespan_text(span: timedelta) -> str:
-    """Return *span*, not negative, in its two largest fitting units: ``23 h 58 min``, ``89 d 23 h``; in hours below two days."""
+    """Return *span*, not negative, in its two largest fitting units: ``89 d 23 h``; below two days in hours."""
     seconds = int(span.total_seconds())
     days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
     if days >= 730:

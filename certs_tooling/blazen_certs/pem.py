@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 MAX_PEM_BYTES = 1 << 20  # a bundle of a thousand CAs fits
-_LINE = re.compile(rb"^-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----[ \t]*\r?$", re.MULTILINE)
+# Anywhere in a line: where a file cut in mid-line is followed by another, readers differ, and so it must be refused.
+_LINE = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _T = TypeVar("_T")
 
 

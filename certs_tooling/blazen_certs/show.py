@@ -35,7 +35,7 @@ def report_lines(report: Report) -> Iterator[Text]:
     """Yield one line for each check, its fix on a line below, and the verdict."""
     width = max(len(check.name) for check in report.checks)
     for check in report.checks:
-        word = Text(" OK  ", "green") if check.ok else Text("FAIL ", "bold red")
+        word = Text("OK   ", "green") if check.ok else Text("FAIL ", "bold red")
         yield Text.assemble(word, " ", (check.name.ljust(width), "" if check.ok else "bold"), "  ", printable(check.detail))
         if check.fix:
             yield Text.assemble(" " * (width + 8), ("fix: ", "dim"), check.fix)
