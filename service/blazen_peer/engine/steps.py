@@ -53,3 +53,8 @@ class StepDefinition:
             raise ValidationError(f"step {self.id!r} accepts no event: annotate its first parameter, or give accepts=")
         if STOP in self.accepts:
             raise ValidationError(f"step {self.id!r} accepts {STOP}, which ends the run and is handed to no step")
+
+    @property
+    def event_classes(self) -> tuple[type[Event], ...]:
+        """The classes it is known to accept or emit, each once. Several may share a wire name: two typed ``StopEvent``, say."""
+        return tuple(dict.fromkeys((*self.accepted_classes.values(), *self.emitted_classes)))

@@ -4,8 +4,8 @@ from blazen_peer.engine import StepDefinition
 from blazen_peer.runtime.context import Context, RunInfo, current_run
 from blazen_peer.runtime.definition import define_step
 from blazen_peer.runtime.registry import (
+    DEFAULT_REGISTRY,
     Registry,
-    default_registry,
     isolated_registry,
     register_workflow,
     registered_steps,
@@ -19,6 +19,7 @@ from blazen_peer.runtime.threads import StepThreads, default_threads
 from blazen_peer.runtime.workflow import DEFAULT_TIMEOUT_SECS, StepHandler, Workflow, WorkflowBuilder
 
 __all__ = [
+    "DEFAULT_REGISTRY",
     "DEFAULT_TIMEOUT_SECS",
     "Context",
     "Registry",
@@ -31,7 +32,6 @@ __all__ = [
     "WorkflowBuilder",
     "WorkflowResult",
     "current_run",
-    "default_registry",
     "default_threads",
     "define_step",
     "isolated_registry",

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from blazen_peer.engine import StepDefinition
 from blazen_peer.errors import UnknownStepError, ValidationError
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from blazen_peer.runtime.workflow import Workflow
 
 __all__ = [
+    "DEFAULT_REGISTRY",
     "Registry",
-    "default_registry",
     "isolated_registry",
     "register_workflow",
     "registered_steps",
@@ -96,7 +96,7 @@ class Registry:
             self.generation += 1
             return self._steps.pop(step_id, None) is not None
 
-    def registered_steps(self) -> tuple[StepDefinition, ...]:
+    def steps(self) -> tuple[StepDefinition, ...]:
         """Return all steps, sorted by id."""
         with self._lock:
             return tuple(sorted(self._steps.values(), key=lambda definition: definition.id))
@@ -153,7 +153,7 @@ class Registry:
         with self._lock:
             return self._workflows.get(name)
 
-    def registered_workflows(self) -> tuple[Workflow, ...]:
+    def workflows(self) -> tuple[Workflow, ...]:
         """Return all workflows, sorted by name."""
         with self._lock:
             return tuple(sorted(self._workflows.values(), key=lambda workflow: workflow.name))
@@ -180,12 +180,8 @@ def _place(handler: object) -> str:
     return f"{getattr(function, '__module__', '?')}.{name}"
 
 
-_DEFAULT = Registry()
-
-
-def default_registry() -> Registry:
-    """Return the registry of this process."""
-    return _DEFAULT
+DEFAULT_REGISTRY: Final = Registry()
+"""The registry of this process, which ``@step`` fills and servers serve."""
 
 
 def step(
@@ -196,11 +192,11 @@ def step(
     @step("my_app::analyze")
     async def analyze(event: StartEvent, ctx: Context) -> Analyzed: ...
     """
-    return _DEFAULT._decorator(step_id, accepts, emits, sys._getframe(1).f_locals)
+    return DEFAULT_REGISTRY._decorator(step_id, accepts, emits, sys._getframe(1).f_locals)
 
 
-unregister_step = _DEFAULT.unregister_step
-registered_steps = _DEFAULT.registered_steps
-register_workflow = _DEFAULT.register_workflow
-unregister_workflow = _DEFAULT.unregister_workflow
-isolated_registry = _DEFAULT.isolated
+unregister_step = DEFAULT_REGISTRY.unregister_step
+registered_steps = DEFAULT_REGISTRY.steps
+register_workflow = DEFAULT_REGISTRY.register_workflow
+unregister_workflow = DEFAULT_REGISTRY.unregister_workflow
+isolated_registry = DEFAULT_REGISTRY.isolated

@@ -15,7 +15,7 @@ from blazen_peer.events import START, Event, StartEvent
 from blazen_peer.identity import ANONYMOUS, Caller
 from blazen_peer.runtime.context import RunInfo
 from blazen_peer.runtime.definition import EventName, define_step
-from blazen_peer.runtime.registry import Registry, default_registry
+from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.runtime.run import Run
 from blazen_peer.runtime.threads import StepThreads, default_threads
@@ -40,7 +40,7 @@ class Workflow:
     Args:
         name: For people, traces and, when registered, for callers of a peer.
         steps: Ids of registered steps, functions decorated with ``@step``, or definitions.
-        registry: Where ids and functions are looked up; the process-wide one if None.
+        registry: Where ids and functions are looked up; by default the process-wide one.
 
     Raises:
         ValidationError: No steps, a step twice, or none that accepts ``blazen::StartEvent``.
@@ -49,14 +49,13 @@ class Workflow:
 
     __slots__ = ("_table", "_threads", "name")
 
-    def __init__(self, name: str, steps: Iterable[StepLike], *, registry: Registry | None = None) -> None:
-        known = registry if registry is not None else default_registry()
-        self._assemble(name, [_definition(item, known) for item in steps])
+    def __init__(self, name: str, steps: Iterable[StepLike], *, registry: Registry = DEFAULT_REGISTRY) -> None:
+        self._assemble(name, [_definition(item, registry) for item in steps])
         if not self._table.can_start:
             raise ValidationError(f"workflow {name!r} has no step that accepts {START}")
 
     @classmethod
-    def from_step_ids(cls, name: str, step_ids: Iterable[str], registry: Registry | None = None) -> Workflow:
+    def from_step_ids(cls, name: str, step_ids: Iterable[str], registry: Registry = DEFAULT_REGISTRY) -> Workflow:
         """Return the workflow of these registered steps, as a peer assembles it for a caller.
 
         Steps that cannot start make a workflow that fails when it runs: what a caller named is the caller's own affair.
@@ -66,7 +65,7 @@ class Workflow:
             ValidationError: No ids, or one twice.
         """
         workflow = cls.__new__(cls)
-        workflow._assemble(name, (registry if registry is not None else default_registry()).resolve(step_ids))
+        workflow._assemble(name, registry.resolve(step_ids))
         return workflow
 
     def _assemble(self, name: str, steps: Iterable[StepDefinition]) -> None:
