@@ -1,1 +1,74 @@
-"""Distributed workflow peers, wire-compatible with Blazen."""
+"""Distributed workflow peers, wire-compatible with Blazen.
+
+Steps are registered by :func:`step`, served by :class:`PeerServer` and called by :class:`PeerClient`. The folders are floors:
+``errors``, ``identity``, ``events`` are the vocabulary; ``wire``, ``auth``, ``engine`` are pure; ``runtime`` and ``transport``
+touch the loop and the network; ``server`` and ``client`` put them together; ``cli`` is ``blazen-peer``.
+"""
+
+from blazen_peer.client import PeerClient
+from blazen_peer.config import ServerSettings
+from blazen_peer.errors import (
+    BlazenError,
+    EncodeError,
+    EnvelopeVersionError,
+    InvocationConflictError,
+    OverloadedError,
+    PeerError,
+    PermissionDeniedError,
+    RefNotFoundError,
+    TlsError,
+    TransportError,
+    UnauthenticatedError,
+    UnknownStepError,
+    ValidationError,
+    WorkflowError,
+)
+from blazen_peer.events import Event, StartEvent, StopEvent
+from blazen_peer.identity import Caller
+from blazen_peer.runtime import (
+    Context,
+    Workflow,
+    WorkflowBuilder,
+    WorkflowResult,
+    isolated_registry,
+    register_workflow,
+    registered_steps,
+    step,
+    unregister_step,
+    unregister_workflow,
+)
+from blazen_peer.server import PeerServer
+
+__all__ = [
+    "BlazenError",
+    "Caller",
+    "Context",
+    "EncodeError",
+    "EnvelopeVersionError",
+    "Event",
+    "InvocationConflictError",
+    "OverloadedError",
+    "PeerClient",
+    "PeerError",
+    "PeerServer",
+    "PermissionDeniedError",
+    "RefNotFoundError",
+    "ServerSettings",
+    "StartEvent",
+    "StopEvent",
+    "TlsError",
+    "TransportError",
+    "UnauthenticatedError",
+    "UnknownStepError",
+    "ValidationError",
+    "Workflow",
+    "WorkflowBuilder",
+    "WorkflowError",
+    "WorkflowResult",
+    "isolated_registry",
+    "register_workflow",
+    "registered_steps",
+    "step",
+    "unregister_step",
+    "unregister_workflow",
+]

@@ -21,7 +21,7 @@ from blazen_peer.config import MAX_MESSAGE_BYTES, check_timeout_secs, client_tar
 from blazen_peer.credentials import TokenSource
 from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError, WorkflowError
 from blazen_peer.identity import check_node_id
-from blazen_peer.runtime.workflow import WorkflowResult
+from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.transport.channels import Channels, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import PEER_SERVICE
@@ -185,7 +185,7 @@ class PeerClient:
         await self.aclose()
 
     async def _greet(self, timeout_secs: float) -> None:
-        """Make sure that a peer answers and learn its traits; UNIMPLEMENTED counts as an answer (Blazen's own have no health)."""
+        """Make sure that a peer answers, and learn its traits. UNIMPLEMENTED is an answer: Blazen's own have no health."""
         call = self._channels.here().check_health(health_pb2.HealthCheckRequest(), timeout=check_timeout_secs(timeout_secs))
         try:
             await call

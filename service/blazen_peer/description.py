@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from pydantic.errors import PydanticInvalidForJsonSchema
+
 from blazen_peer.config import ServerSettings
 from blazen_peer.events import Event
 from blazen_peer.runtime.registry import Registry
@@ -28,8 +30,8 @@ def describe(node_id: str, instance_id: str, registry: Registry, settings: Serve
         steps=[
             control_pb2.Step(
                 id=step.id,
-                accepts=_shapes(step.accepts, step.event_classes),
-                emits=_shapes(step.emits, step.event_classes),
+                accepts=_shapes(step.accepts, step.accepted_classes.values()),
+                emits=_shapes(step.emits or (), step.emitted_classes),
             )
             for step in registry.steps()
         ],
@@ -47,7 +49,21 @@ def describe(node_id: str, instance_id: str, registry: Registry, settings: Serve
 
 
 def _shapes(event_types: Iterable[str], classes: Iterable[type[Event]]) -> list[control_pb2.EventShape]:
-    raise NotImplementedError
+    """Return one shape for each class, and one without a schema for each name that no class declares."""
+    typed = [(cls.event_type, _schema(cls)) for cls in classes]
+    named = {name for name, _ in typed}
+    untyped = [(name, "") for name in event_types if name not in named]
+    return [control_pb2.EventShape(event_type=name, json_schema=schema) for name, schema in (*typed, *untyped)]
+
+
+def _schema(cls: type[Event]) -> str:
+    """Return the JSON Schema of *cls*; empty for a class that declares nothing or holds what JSON Schema cannot say."""
+    if not cls.model_fields:
+        return ""
+    try:
+        return json.dumps(cls.model_json_schema(), separators=(",", ":"))
+    except PydanticInvalidForJsonSchema:
+        return ""
 
 
 def _version() -> str:

@@ -66,7 +66,7 @@ class PeerServer:
         sidecar_proof_file: str | Path | None = None,
         insecure: bool = False,
         settings: ServerSettings | None = None,
-        registry: Registry = DEFAULT_REGISTRY,
+        registry: Registry | None = None,
     ) -> None:
         self._node_id = check_node_id(node_id)
         self._tokens = TokenSource.of(token, os.environ)
@@ -77,7 +77,7 @@ class PeerServer:
             raise ValidationError("require_identity demands the sidecar's proof: give sidecar_proof_file")
         self._require_identity, self._insecure = require_identity, insecure
         self._settings = settings or ServerSettings()
-        self._registry = registry
+        self._registry = registry or DEFAULT_REGISTRY
         self._instance_id = secrets.token_hex(16)
         self._used = False
         self._draining: asyncio.Task[None] | None = None

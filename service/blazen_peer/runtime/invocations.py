@@ -6,10 +6,8 @@ The run belongs to this table and not to the call: a caller that goes away sever
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
+import math
 from collections import OrderedDict
-from collections.abc import Callable
 
 from blazen_peer import jsontext
 from blazen_peer.config import ServerSettings
@@ -25,8 +23,8 @@ __all__ = ["Invocations"]
 
 _MAX_RESOLVED = 256  # workflows kept assembled, by name and step ids
 _RETRY_AFTER_SECS = 1.0
-
-logger = logging.getLogger(__name__)
+_MAX_INLINE_BYTES = 256 * 1024
+_BARE = ("workflow timed out after ", "workflow cancelled")  # texts that stand without "workflow error: " on the wire
 
 
 class Invocations:
@@ -63,18 +61,16 @@ class Invocations:
         request = SubWorkflowRequest.decode(payload)
         workflow = self._workflow(request.workflow_name, request.step_ids)
         try:
-            document = jsontext.parse(request.input_json)
+            document = await _parsed(request.input_json)
         except ValidationError as error:
             raise EncodeError(f"invalid input JSON: {error}") from None
         run = self._start(workflow, document, caller, metadata, self._timeout_secs(request, metadata))
         try:
-            event = await asyncio.shield(run.outcome)
+            result = await run.wait()
         except WorkflowError as error:
             text = str(error)
-            return SubWorkflowResponse(
-                error=text if text in _BARE or text.startswith(_TIMED_OUT) else f"workflow error: {text}"
-            ).encode()
-        return SubWorkflowResponse(result_json=event.data_json.encode()).encode()
+            return SubWorkflowResponse(error=text if text.startswith(_BARE) else f"workflow error: {text}").encode()
+        return SubWorkflowResponse(result_json=result.data_json.encode()).encode()
 
     def refuse_new(self) -> None:
         """Refuse every call from now on: the server is going away."""
@@ -96,6 +92,35 @@ class Invocations:
             run.cancel()
         return len(runs)
 
+    def _start(self, workflow: Workflow, document: object, caller: Caller, metadata: CallMetadata, timeout_secs: float) -> Run:
+        if self._refusing:
+            raise TransportError("this peer is going away", may_have_run=False)
+        if len(self._runs) >= self._settings.max_runs:
+            raise OverloadedError(f"{len(self._runs)} runs are in progress, as many as may be", _RETRY_AFTER_SECS)
+        run = workflow.start(
+            document,
+            caller=caller,
+            invocation_id=metadata.invocation_id,
+            node_id=self._node_id,
+            timeout_secs=timeout_secs,
+        )
+        self._runs.add(run)
+        self._idle.clear()
+        run.outcome.add_done_callback(lambda _: self._over(run))
+        return run
+
+    def _over(self, run: Run) -> None:
+        self._runs.discard(run)
+        if not self._runs:
+            self._idle.set()
+
+    def _timeout_secs(self, request: SubWorkflowRequest, metadata: CallMetadata) -> float:
+        """Return the time of the run in seconds: the exact one where it is told, never more than the server's most."""
+        if request.timeout_secs is None:
+            return self._settings.default_timeout_secs
+        exact_secs = math.inf if metadata.timeout_ms is None else metadata.timeout_ms / 1000
+        return min(request.timeout_secs, exact_secs, self._settings.max_timeout_secs)
+
     def _workflow(self, name: str, step_ids: tuple[str, ...]) -> Workflow:
         if self._generation != self._registry.generation:
             self._resolved.clear()
@@ -104,10 +129,24 @@ class Invocations:
         workflow = self._resolved.get(key)
         if workflow is None:
             if step_ids:
-                workflow = Workflow.from_step_ids(name, step_ids, self._registry)
+                workflow = _assembled(name, step_ids, self._registry)
             elif (workflow := self._registry.workflow(name)) is None:
                 raise UnknownStepError(f"unknown workflow `{name}`")
             self._resolved[key] = workflow
             if len(self._resolved) > _MAX_RESOLVED:
                 self._resolved.popitem(last=False)
         return workflow
+
+
+def _assembled(name: str, step_ids: tuple[str, ...], registry: Registry) -> Workflow:
+    try:
+        return Workflow.from_step_ids(name, step_ids, registry)
+    except ValidationError as error:  # a step named twice
+        raise EncodeError(str(error)) from None
+
+
+async def _parsed(input_json: bytes) -> object:
+    """Parse a document: a large one in a thread, because some 5 MB can hold a loop for a second."""
+    if len(input_json) <= _MAX_INLINE_BYTES:
+        return jsontext.parse(input_json)
+    return await asyncio.to_thread(jsontext.parse, input_json)
