@@ -13,7 +13,6 @@ from typing import Any
 __all__ = ["Admin", "AdminError"]
 
 TIMEOUT_SECS = 2.0
-SDS_FAILURES = ("update_rejected", "key_rotation_failed")
 
 
 class AdminError(Exception):
@@ -54,19 +53,19 @@ class Admin:
     async def unready(self) -> str | None:
         """Return why the sidecar cannot serve, or None when it can.
 
-        ``/ready`` alone says LIVE without a usable certificate.
+        ``/ready`` alone says LIVE without a usable certificate. A secret counts once Envoy has taken it: a later one that it
+        refused leaves it serving the former.
         """
         try:
             await self.get("/ready")
             leaves = await self.certificates()
-            rejected = await self.stats(r"^sds\.")
+            taken = await self.stats(r"^sds\..*\.update_success$")
         except AdminError as error:
             return str(error)
-        failures = [name for name, count in rejected.items() if name.endswith(SDS_FAILURES) and count]
         if not leaves:
             return "it has no certificate"
-        if failures:
-            return f"it refused a secret ({failures[0]})"
+        if missing := sorted(name.split(".")[1] for name, times in taken.items() if not times):
+            return f"it could not read {', '.join(missing)}"
         now = datetime.now(UTC)
         expired = [leaf for leaf in leaves if datetime.fromisoformat(leaf["expiration_time"]) <= now]
         return f"its certificate expired at {expired[0]['expiration_time']}" if expired else None

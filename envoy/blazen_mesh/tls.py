@@ -47,11 +47,15 @@ def upstream(callee: PeerId, paths: NodePaths) -> dict[str, Any]:
 
 
 def sds_config(name: str, paths: NodePaths) -> dict[str, Any]:
-    """Return the reference to the secret *name*, read again when the identity changes or its own file does."""
-    return {
-        "name": name,
-        "sds_config": {"resource_api_version": "V3", "path_config_source": {"path": paths.sds(name)}},
-    }
+    """Return the reference to the secret *name*.
+
+    Certificates are asked for again whenever the identity changes, so that those which come late are taken up too: the
+    secret's own watch begins only once it could be read.
+    """
+    source: dict[str, Any] = {"path": paths.sds(name)}
+    if name in (LEAF, BUNDLE):
+        source["watched_directory"] = {"path": paths.identity_dir}
+    return {"name": name, "sds_config": {"resource_api_version": "V3", "path_config_source": source}}
 
 
 def secrets(paths: NodePaths) -> dict[str, dict[str, Any]]:

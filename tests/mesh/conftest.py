@@ -159,7 +159,7 @@ class Mesh:
         """The secret that *node*'s ingress adds to every call."""
         return self.root / node / "sidecar-proof"
 
-    async def start_sidecar(self, node: str, *, ready: bool = True, otlp: Any = None) -> Sidecar:
+    async def start_sidecar(self, node: str, *, ready: bool = True, proof: bool = True, otlp: Any = None) -> Sidecar:
         """Render *node*, start its Envoy, and wait until it is ready."""
         directory = self.root / node
         paths = NodePaths(
@@ -170,7 +170,8 @@ class Mesh:
             token_file=str(self.token_file),
         )
         write_files(render_node(self.definition, node, paths, otlp=otlp), directory)
-        ensure_secret(self.proof_file(node))
+        if proof:
+            ensure_secret(self.proof_file(node))
         ensure_secret(self.token_file)
         self.sidecars[node] = sidecar = await Sidecar.start(
             node,
