@@ -64,7 +64,8 @@ class Event(BaseModel):  # noqa: PLW1641 - frozen: Pydantic gives each class its
         pydantic.ValidationError: (when one is made) the values do not fit the fields.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # Constants: by default Pydantic makes null of a NaN here and there; so it stays NaN, and is refused as JSON.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     event_type: ClassVar[str] = "blazen::Event"
 
