@@ -45,6 +45,16 @@ MAX_PEM_BYTES = 1 << 20  # a bundle of a thousand CAs fits
 # Anywhere in a line: where a file cut in mid-line is followed by another, readers differ, and so it must be refused.
 _LINE = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _T = TypeVar("_T")
+_UNDECODABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    Warning,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +190,7 @@ def _decode(block: PemBlock, labels: tuple[str, ...], load: Callable[[], _T]) ->
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # what the decoder merely dislikes, such as a negative serial, is refused here
             return load()
-    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, Warning) as error:
+    except _UNDECODABLE as error:
         raise ValidationError(f"{block.where}: the {block.label} does not decode; the file is damaged or cut short") from error
 
 

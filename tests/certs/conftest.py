@@ -78,6 +78,7 @@ def forge(authority: Authority) -> Callable[..., tuple[x509.Certificate, ec.Elli
         subject: str = "",
         ca: bool = False,
         digital_signature: bool = True,
+        usage_critical: bool = True,
         cert_sign: bool = False,
         purposes: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
         start: datetime = NOW - timedelta(minutes=2),
@@ -98,7 +99,7 @@ def forge(authority: Authority) -> Callable[..., tuple[x509.Certificate, ec.Elli
             .not_valid_before(start)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca, None), critical=True)
-            .add_extension(usage, critical=True)
+            .add_extension(usage, critical=usage_critical)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         )
         if names:

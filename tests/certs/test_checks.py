@@ -59,6 +59,7 @@ def test_forge_makes_a_right_one(forge: Forge, authority: Authority, now: dateti
         pytest.param(
             {"digital_signature": False, "cert_sign": False}, ("purpose", "digitalSignature is missing"), id="no-signature"
         ),
+        pytest.param({"usage_critical": False}, ("purpose", "critical digitalSignature"), id="usage-not-critical"),
         pytest.param({"cert_sign": True}, ("purpose", "may sign certificates"), id="may-sign-certificates"),
         pytest.param({"curve": ec.SECP384R1()}, ("key-type", "P-384"), id="p-384"),
     ],

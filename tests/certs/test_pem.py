@@ -119,6 +119,14 @@ def test_any_bytes_are_described_or_refused(label: str, body: bytes) -> None:
         describe(split_pem(data, "f"), now=datetime.fromisoformat("2026-01-01T00:00:00Z"))
 
 
+def test_unknown_version_is_refused(leaf_der: bytes) -> None:
+    """A certificate of a version that X.509 does not know (its 13th byte says it) is refused, as what does not decode."""
+    der = leaf_der[:12] + b"\x01" + leaf_der[13:]
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(ValidationError, match="does not decode"):
+        load_certificate(split_pem(pem, "f")[0])
+
+
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_flipped_bytes_are_described_or_refused(leaf_der: bytes, changes: list[tuple[int, int]]) -> None:
     """A real certificate with some bytes changed is still described, or refused; it never crashes."""

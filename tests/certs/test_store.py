@@ -180,6 +180,21 @@ def test_directory_that_exists_is_never_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ca"]
 
 
+def test_file_that_is_there_is_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key goes into a file that this process made itself: one that somebody put in its place is refused, not filled."""
+    real_mkdir = Path.mkdir
+
+    def planting(self: Path, *arguments: int, **rest: bool) -> None:
+        real_mkdir(self, *arguments, **rest)
+        if self.name.startswith(".unfinished-"):
+            (self / "ca.key").touch(mode=0o666)
+
+    monkeypatch.setattr(Path, "mkdir", planting)
+    with pytest.raises(FileExistsError):
+        create_directory_whole(tmp_path / "ca", {"ca.key": b"secret"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_foreign_names_are_left_alone(tmp_path: Path) -> None:
     """A CRL or a note that somebody put beside the versions stays, and is taken for no version."""
     for name in ("v0", "v01", "vx", "notes"):
