@@ -15,7 +15,7 @@ MAX_TERMS = 8
 MAX_SENTENCES = 3
 MAX_SENTENCE_CHARS = 600
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
-_SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+|\n|$)")
+_SENTENCE = re.compile(r"(?:[^.!?\n]|\n(?!\s*\n))+[.!?]*")  # ends at a full stop or the like, or at an empty line
 _STOP_WORDS = frozenset(
     "a about after all also an and any are as at be been but by can could do does each for from had has have he her his how if "
     "in into is it its may more most must no not of on one only or other our out over she should so some such than that the "

@@ -21,6 +21,7 @@ _EVERYWHERE = {
     "connection_id": "%CONNECTION_ID%",
     "tls_version": "%DOWNSTREAM_TLS_VERSION%",
     "peer_uri": "%DOWNSTREAM_PEER_URI_SAN%",
+    "local_uri": "%DOWNSTREAM_LOCAL_URI_SAN%",
     "peer_serial": "%DOWNSTREAM_PEER_SERIAL%",
 }
 

@@ -10,7 +10,7 @@ from blazen_mesh.egress import callee_cluster, egress_listener
 from blazen_mesh.ingress import ingress_listener, peer_cluster
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
-from blazen_mesh.tracing import collector_cluster, tracing
+from blazen_mesh.tracing import FLUSH, collector_cluster, tracing
 
 __all__ = ["bootstrap"]
 
@@ -32,12 +32,15 @@ def bootstrap(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | Non
         return tracing(node, hop) if collector else None
 
     listeners = [ingress_listener(mesh, node, paths, traced("ingress"))]
-    listeners += [egress_listener(mesh, node, callee, paths, traced("egress")) for callee in callees]
+    listeners += [egress_listener(mesh, node, callee, paths, traced(f"egress {callee}")) for callee in callees]
     clusters = [peer_cluster(mesh, node)]
     clusters += [callee_cluster(mesh, node, callee, paths) for callee in callees]
+    runtime = {}
     if collector:
         clusters.append(collector_cluster(collector))
+        runtime = {"layered_runtime": {"layers": [{"name": "static", "static_layer": FLUSH}]}}
     return {
+        **runtime,
         # Secrets from files are refused without both.
         "node": {"id": node, "cluster": mesh.trust_domain},
         "admin": {"address": _admin_address(paths.admin_socket), "ignore_global_conn_limit": True},

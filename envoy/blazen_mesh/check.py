@@ -41,6 +41,8 @@ def notes(mesh: Mesh) -> list[str]:
             for callee, way in sorted(peer.egress.items())
             if way.inject_token
         ]
+        if peer.run and not peer.run.require_identity:
+            found.append(f"peers.{node}.run: local programs that hold the token may call {peer.listen} past the sidecar")
         if not peer.ingress_bind.is_loopback and not mesh.callers(node):
             found.append(f"peers.{node}: nobody may call it, and its ingress is open on {peer.ingress_bind}; it denies all")
     return found

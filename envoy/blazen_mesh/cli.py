@@ -333,7 +333,9 @@ def _nodes(mesh: Mesh) -> list[dict[str, Any]]:
 
 
 def _mesh_table(mesh: Mesh) -> Table:
-    table = Table("node", "SPIFFE id", "sidecar", "peer", "egress")
+    table = Table()
+    for heading in ("node", "SPIFFE id", "sidecar", "peer", "egress"):
+        table.add_column(heading, overflow="fold")  # an address cut short is of no use
     for node in _nodes(mesh):
         ways = "\n".join(f"{address} -> {callee}" for callee, address in node["egress"].items())
         table.add_row(*(escape(node[key]) for key in ("node", "spiffe_id", "sidecar", "peer")), ways)

@@ -88,9 +88,13 @@ class _Table(pydantic.BaseModel):
 
 
 class Run(_Table):
-    """What ``blazen-mesh up`` starts as a node's peer: a Python module of steps, and more environment for it."""
+    """What ``blazen-mesh up`` starts as a node's peer: a Python module of steps, and more environment for it.
+
+    ``require_identity = false`` lets local programs that hold the token call the peer directly, past its sidecar.
+    """
 
     app: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+    require_identity: bool = True
     env: dict[str, str] = {}
 
 

@@ -8,9 +8,12 @@ from blazen_mesh.address import TcpAddress
 from blazen_mesh.http2 import plain_cluster
 from blazen_mesh.tls import ANY
 
-__all__ = ["collector_cluster", "tracing"]
+__all__ = ["FLUSH", "collector_cluster", "tracing"]
 
 COLLECTOR = "otlp"
+FLUSH = {"tracing.opentelemetry.flush_interval_ms": 1000}
+"""Spans leave within a second; Envoy's own default is five."""
+
 _OTEL = f"{ANY}envoy.extensions.tracers.opentelemetry."
 
 

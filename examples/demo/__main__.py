@@ -6,19 +6,19 @@ import argparse
 import asyncio
 import json
 import shutil
+import ssl
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import grpc
 from rich.console import Console
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 
 from blazen_certs import Authority
-from blazen_peer import BlazenError, PeerClient, TransportError, UnauthenticatedError
-from blazen_peer.cli.tracing import start_tracing
+from blazen_peer import BlazenError, PeerClient, UnauthenticatedError
 from blazen_peer.cli.trace_tree import TraceSpan, draw
 from examples.demo.mesh import LocalMesh, Ports
 from examples.demo.receiver import Receiver
@@ -29,7 +29,7 @@ MAX_DOCUMENT_BYTES = 60 * 1024 * 1024
 SERVICES = {"intake", "intake-sidecar", "analyst-sidecar", "analyst"}
 SPANS = 11  # intake: call, run, step, call; two sidecars with two each; analyst: call, run, two steps; less what is optional
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 100)
 
 
 class DemoError(Exception):
@@ -117,7 +117,11 @@ async def show(document: str, mesh: LocalMesh, receiver: Receiver) -> None:
         spans = await receiver.trace(str(call["trace_id"]), complete, timeout_secs=15)
     if not complete(spans):
         raise DemoError(f"the trace is not whole: {len(spans)} spans of {', '.join(sorted({span.service for span in spans}))}")
-    console.print(Panel(draw(spans), title=f"trace {call['trace_id']}: {len(spans)} spans", title_align="left"))
+    console.print(
+        Rule(f"trace {call['trace_id']}: {len(spans)} spans of {len({span.service for span in spans})} services", align="left")
+    )
+    console.print(draw(spans))
+    console.print(Rule())
 
     await refused_without_token(mesh)
     await refused_without_certificate(mesh)
@@ -147,7 +151,7 @@ def protection(call: dict[str, object]) -> Panel:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row("TLS", f"{call['tls_version']}, both ends with certificates")
-    table.add_row("caller", f"{call['peer_uri']} (serial {call['peer_serial']})")
+    table.add_row("caller", f"{call['peer_uri']}")
     table.add_row("callee", f"{call['local_uri']}")
     table.add_row("token", "a JWT of node intake, signed with the shared token, good for 60 s; its node is the certificate's")
     return Panel(table, title="what protected it", title_align="left")
@@ -175,21 +179,27 @@ async def refused_without_token(mesh: LocalMesh) -> None:
 
 
 async def refused_without_certificate(mesh: LocalMesh) -> None:
-    """Call the analyst's sidecar directly, with the right CA and no client certificate."""
+    """Dial the analyst's sidecar directly, trusting the right CA and showing no certificate."""
     bundle = mesh.directory / "certs" / "nodes" / "intake" / "current" / "bundle.crt"
-    credentials = grpc.ssl_channel_credentials(root_certificates=bundle.read_bytes())
-    options = (("grpc.ssl_target_name_override", "analyst.mesh.example"),)
-    address = f"127.0.0.1:{mesh.ports.analyst_sidecar}"
-    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-        try:
-            await channel.unary_unary("/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow")(b"", timeout=5)
-        except grpc.aio.AioRpcError:
-            entry = await mesh.logged(5, node="analyst", log="connection", failure=ANY_FAILURE)
-            if entry is None:
-                raise DemoError("the analyst's sidecar logged no refused handshake") from None
-            did(f"refused without a client certificate: {reason(str(entry['failure']))}")
-            return
-    raise DemoError("a call without a client certificate was let in")
+    context = ssl.create_default_context(cafile=str(bundle))
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", mesh.ports.analyst_sidecar, ssl=context, server_hostname="analyst.mesh.example"
+            )
+            try:
+                if await reader.read(1):  # TLS 1.3 tells the refusal after the client thinks that it is connected
+                    raise DemoError("a connection without a client certificate was let in")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:  # the alert
+        if isinstance(error, TimeoutError):
+            raise DemoError("a connection without a client certificate was neither refused nor let in") from None
+    reason = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+    if await mesh.logged(5, lambda entry: reason in str(entry.get("failure")), node="analyst", log="connection") is None:
+        raise DemoError("the analyst's sidecar logged no refused handshake")
+    did(f"refused without a client certificate: {reason}, says the analyst's sidecar")
 
 
 def did(what: str) -> None:

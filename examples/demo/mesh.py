@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,22 +70,22 @@ class LocalMesh:
     """
 
     def __init__(self, directory: Path, ports: Ports, otlp: str) -> None:
-        self._directory, self.ports, self._otlp = directory, ports, otlp
+        self.directory, self.ports, self._otlp = directory, ports, otlp
         self.lines: deque[str] = deque(maxlen=MAX_LINES)
 
     @property
     def token(self) -> str:
         """The shared token, which the mesh made for itself."""
-        return (self._directory / "token").read_text().strip()
+        return (self.directory / "token").read_text().strip()
 
     async def __aenter__(self) -> Self:
-        mesh_file, ready_file = self._directory / "mesh.toml", self._directory / "ready"
+        mesh_file, ready_file = self.directory / "mesh.toml", self.directory / "ready"
         mesh_file.write_text(MESH_TOML.format_map({name: getattr(self.ports, name) for name in Ports.__slots__}))
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("BLAZEN_", "OTEL_"))}
         environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"  # milliseconds: the tree is drawn a moment after the run
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "blazen_mesh", "up", "--mesh", str(mesh_file), "--dir", str(self._directory)),
-            *("--certs", str(self._directory / "certs"), "--otlp", self._otlp, "--ready-file", str(ready_file)),
+            *(sys.executable, "-m", "blazen_mesh", "up", "--mesh", str(mesh_file), "--dir", str(self.directory)),
+            *("--certs", str(self.directory / "certs"), "--otlp", self._otlp, "--ready-file", str(ready_file)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -109,21 +110,25 @@ class LocalMesh:
     ) -> None:
         await self._stop()
 
-    async def logged(self, timeout_secs: float, **fields: object) -> dict[str, Any] | None:
-        """Return the newest sidecar log entry with these *fields*; None when none comes within *timeout_secs*."""
+    async def logged(
+        self, timeout_secs: float, matches: Callable[[dict[str, Any]], bool] = lambda _: True, **fields: object
+    ) -> dict[str, Any] | None:
+        """Return the newest sidecar log entry with these *fields* that *matches*; None when none comes in time."""
         try:
             async with asyncio.timeout(timeout_secs):
                 while True:
                     for line in reversed(self.lines):
                         entry = _json_in(line)
-                        if entry is not None and all(entry.get(name) == value for name, value in fields.items()):
+                        if entry is None or any(entry.get(name) != value for name, value in fields.items()):
+                            continue
+                        if matches(entry):
                             return entry
                     await asyncio.sleep(0.05)
         except TimeoutError:
             return None
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101 (it was asked for)
+        assert self._process.stdout is not None
         async for line in self._process.stdout:
             self.lines.append(line.decode("utf-8", "replace").rstrip())
 

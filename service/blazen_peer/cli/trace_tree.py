@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["TraceSpan", "draw", "spans_of"]
 
-_BAR_CELLS = 24
+_BAR_CELLS = 10
+_HOP = "blazen.hop"  # the sidecars' own tag; Envoy's names for spans say less
 _KINDS = {2: "server", 3: "client"}  # opentelemetry.proto.trace.v1.Span.SpanKind
 _ERROR = 2  # opentelemetry.proto.trace.v1.Status.StatusCode
 
@@ -42,7 +46,7 @@ def spans_of(request: ExportTraceServiceRequest) -> list[TraceSpan]:
                 span_id=span.span_id.hex(),
                 parent_id=span.parent_span_id.hex(),
                 service=attributes.get("service.name", "unknown"),
-                name=span.name,
+                name=_name(span),
                 kind=_KINDS.get(span.kind, ""),
                 start_ns=span.start_time_unix_nano,
                 end_ns=span.end_time_unix_nano,
@@ -54,6 +58,12 @@ def spans_of(request: ExportTraceServiceRequest) -> list[TraceSpan]:
     return spans
 
 
+def _name(span: Span) -> str:
+    """Return a short name: a sidecar's hop, or the span's own name without the package of an RPC's service."""
+    hop = next((item.value.string_value for item in span.attributes if item.key == _HOP), None)
+    return hop or re.sub(r"^[\w.]+\.(\w+/\w+)$", r"\1", span.name)
+
+
 def draw(spans: Sequence[TraceSpan]) -> Table:
     """Return the spans of one trace as a table whose first column is the tree, in order of time."""
     known = {span.span_id for span in spans}
@@ -63,12 +73,12 @@ def draw(spans: Sequence[TraceSpan]) -> Table:
     start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("span", overflow="fold")
-    table.add_column("service", style="cyan", no_wrap=True)
-    table.add_column("ms", justify="right", no_wrap=True)
-    table.add_column("when", no_wrap=True, style="blue")
+    table.add_column("span", no_wrap=True, overflow="ellipsis", min_width=24)
+    table.add_column("service", no_wrap=True, style="cyan", min_width=max(len(span.service) for span in spans))
+    table.add_column("ms", justify="right", no_wrap=True, min_width=8)
+    table.add_column("when", no_wrap=True, style="blue", min_width=_BAR_CELLS)
     for prefix, span in _walk(children, "", ""):
-        name = f"{span.name} [dim]{span.kind}[/dim]" if span.kind else span.name
+        name = escape(span.name) + (f" [dim]{span.kind}[/dim]" if span.kind else "")
         table.add_row(
             f"[dim]{prefix}[/dim]{f'[red]{name}[/red]' if span.failed else name}",
             span.service,
@@ -83,7 +93,7 @@ def _walk(children: dict[str, list[TraceSpan]], parent_id: str, indent: str) -> 
     siblings = children.get(parent_id, [])
     for span in siblings:
         last = span is siblings[-1]
-        branch, below = ("", "") if not parent_id else (("└─ ", "   ") if last else ("├─ ", "│  "))
+        branch, below = ("", "") if not parent_id else (("└ ", "  ") if last else ("├ ", "│ "))
         yield indent + branch, span
         yield from _walk(children, span.span_id, indent + below)
 

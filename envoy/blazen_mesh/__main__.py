@@ -1,0 +1,3 @@
+from blazen_mesh.cli import entry
+
+entry()
