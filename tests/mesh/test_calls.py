@@ -46,11 +46,37 @@ async def test_both_hops_log_the_call_and_no_token(mesh: Any) -> None:
     ],
 )
 async def test_forged_header_never_arrives(mesh: Any, name: str, value: str) -> None:
-    """What only sidecars may say is taken off a caller, though it be sent twice."""
+    """What only sidecars may say is taken off a caller, though it be sent twice, and does nothing."""
+
+    async def after_a_while(request: bytes) -> bytes:
+        await asyncio.sleep(0.2)
+        return request
+
+    mesh.peers["analyst"].answer = after_a_while
     await mesh.call("intake", "analyst", metadata=[(name, value), (name, value)])
     (call,) = mesh.peers["analyst"].calls
     assert value not in call.values(name)
     assert len(call.values(name)) <= 1
+    assert call.values("x-blazen-sidecar-proof") == [mesh.proof_file("analyst").read_text()]
+
+
+async def test_callers_sidecar_cannot_forge_either(mesh: Any) -> None:
+    """A caller that speaks TLS itself, in place of its sidecar, forges no name, no proof and no timeout at the ingress."""
+    current = mesh.identities["intake"] / "current"
+    files = [(current / name).read_bytes() for name in ("bundle.crt", "tls.key", "tls.crt")]
+    options = [("grpc.ssl_target_name_override", "analyst.mesh.test")]
+    forged = [
+        ("x-forwarded-client-cert", "By=x;Hash=00;URI=spiffe://mesh.test/peer/analyst"),
+        ("x-blazen-sidecar-proof", "forged"),
+        ("x-envoy-upstream-rq-timeout-ms", "1"),
+    ]
+    address = str(mesh.definition.peers["analyst"].sidecar)
+    async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*files), options=options) as channel:
+        assert await mesh.call("intake", "analyst", metadata=forged * 2, channel=channel) == b"hello"
+    (call,) = mesh.peers["analyst"].calls
+    (identity,) = call.values("x-forwarded-client-cert")
+    assert identity.endswith(";URI=spiffe://mesh.test/peer/intake")
+    assert "peer/analyst" not in identity.partition(";Hash=")[2]
     assert call.values("x-blazen-sidecar-proof") == [mesh.proof_file("analyst").read_text()]
 
 
