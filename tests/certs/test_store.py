@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_old_versions_are_bounded(authority: Authority, now: datetime) -> None:
 
 
 def test_reader_never_sees_a_half(authority: Authority, now: datetime) -> None:
-    """One who opens ``current`` while 30 identities follow each other always finds a certificate with its own key."""
+    """One who opens ``current`` while at least 30 identities follow each other always finds a certificate with its own key."""
     node = authority.issue("analyst", now=now).path
     done = threading.Event()
     seen: set[int] = set()
@@ -104,13 +105,16 @@ def test_reader_never_sees_a_half(authority: Authority, now: datetime) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        for _ in range(30):
+        deadline = time.monotonic() + 30
+        issued = 0
+        while issued < 30 or (len(seen) < 3 and time.monotonic() < deadline):  # on a busy machine the reader is slow to begin
             authority.issue("analyst", now=now)
+            issued += 1
     finally:
         done.set()
         reader.join(10)
     assert problems == []
-    assert len(seen) > 1
+    assert len(seen) >= 3
 
 
 def test_issuers_of_one_node_take_turns(authority: Authority, now: datetime) -> None:
