@@ -35,6 +35,7 @@ class Child:
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, on_line: OnLine) -> None:
         self.name, self._process, self._on_line = name, process, on_line
+        self._asked = False
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._ended = asyncio.create_task(self._follow(), name=f"output of {name}")
 
@@ -71,9 +72,15 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signum)
 
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, once: to a draining peer a second one means to stop at once."""
+        if not self._asked:
+            self._asked = True
+            self.send(signal.SIGTERM)
+
     async def stop(self, within_secs: float) -> bool:
         """Ask it to end, kill it after *within_secs*; return whether asking was enough."""
-        self.send(signal.SIGTERM)
+        self.ask_to_end()
         try:
             async with asyncio.timeout(within_secs):
                 await self.wait()

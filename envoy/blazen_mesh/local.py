@@ -186,7 +186,7 @@ class LocalMesh:
         try:
             # Peers say NOT_SERVING and finish what runs; their sidecars carry those calls to the end, and go last.
             for child in self._peers:
-                child.send(signal.SIGTERM)
+                child.ask_to_end()
             await asyncio.gather(*(sidecar.begin_drain() for sidecar in self._sidecars))
             await asyncio.gather(*(child.stop(within_secs) for child in self._peers))
             await asyncio.gather(*(sidecar.wait_idle(end - asyncio.get_running_loop().time()) for sidecar in self._sidecars))

@@ -48,9 +48,15 @@ async def main() -> None:
     server.add_insecure_port(options.listen)
     await server.start()
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, (lambda: None) if os.environ.get("MISBEHAVE") == "deaf" else stop.set
-    )
+
+    def asked() -> None:
+        if os.environ.get("MISBEHAVE") == "deaf":
+            return
+        if stop.is_set():  # as a real peer takes it
+            os._exit(3)
+        stop.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked)
     say(f"stand-in {options.node_id} serves, token file {os.environ.get('BLAZEN_PEER_TOKEN_FILE')}")
     await stop.wait()
     await health.enter_graceful_shutdown()
