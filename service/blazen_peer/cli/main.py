@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-import click
 import typer
 from rich.console import Console
-from rich.json import JSON
-from rich.table import Table
+from rich.text import Text
 
 from blazen_peer import telemetry
-from blazen_peer.cli.outcome import Exit, report
-from blazen_peer.cli.serving import serve_app
+from blazen_peer.cli.outcome import Exit, fail, print_json, printable, report
+from blazen_peer.cli.serving import end_process, serve_app
+from blazen_peer.cli.show import description_object, show_description, show_result
 from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.client import PeerClient
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
-from blazen_peer.transport.proto import control_pb2
 
 __all__ = ["entry", "main"]
 
 MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 2 wrong use, 3 refused, 4 the workflow failed, 5 transport, 6 overloaded, 7 unknown step or workflow, "
+    "1 any other failure of the call, 130 Ctrl-C."
+)
+# Typer carries click's classes under different module names from release to release; its own subclass always leads to them.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="blazen-peer",
-    no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # its tracebacks show local variables, and tokens are among them
     rich_markup_mode="rich",
-    help="Serve workflow steps to other machines, and run theirs.",
-    epilog="Exit codes: 0 done, 2 wrong use, 3 refused, 4 the workflow failed, 5 transport, 6 overloaded, "
-    "7 unknown step or workflow, 1 any other failure of the call.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve workflow steps to other machines, and run theirs.\n\n"
+    "[bold]Example[/bold]\n\n"
+    "  blazen-peer serve --app my_app --node-id node-b --listen 127.0.0.1:50051\n\n"
+    "  blazen-peer describe http://127.0.0.1:50051",
+    epilog=EXIT_CODES,
 )
 
-Address = Annotated[str, typer.Argument(help="http://host:port (behind a sidecar: its egress port) or unix:PATH.")]
+Address = Annotated[
+    str, typer.Argument(metavar="ADDRESS", help="http://host:port (behind a sidecar: its egress port) or unix:PATH.")
+]
 NodeId = Annotated[
     str,
-    typer.Option("--node-id", envvar="BLAZEN_NODE_ID", help="This end's name; behind a sidecar, the node of its certificate."),
+    typer.Option(
+        "--node-id",
+        metavar="NODE",
+        envvar="BLAZEN_NODE_ID",
+        help="This end's name; behind a sidecar, the node of its certificate.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for scripts.")]
 
 
-@app.command()
+@app.command(
+    epilog="Exit codes: 0 drained or stopped, 2 wrong use, 5 cannot listen there, 70 something did not let go in its time."
+)
 def serve(
     app_module: Annotated[
         str, typer.Option("--app", metavar="MODULE", help="The module whose import registers the steps, such as my_app.steps.")
     ],
-    node_id: Annotated[str, typer.Option("--node-id", envvar="BLAZEN_NODE_ID", help="This peer's name.")],
+    node_id: Annotated[str, typer.Option("--node-id", metavar="NODE", envvar="BLAZEN_NODE_ID", help="This peer's name.")],
     listen: Annotated[
         str, typer.Option("--listen", metavar="ADDR", help="host:port (port 0 picks a free one) or unix:PATH.")
     ] = "127.0.0.1:50051",
@@ -67,19 +81,27 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback without a token: anybody who reaches it may call.")
     ] = False,
-    default_timeout_secs: Annotated[float, typer.Option(help="What a run may take when the call says nothing.")] = 300,
-    max_timeout_secs: Annotated[float, typer.Option(help="What any run may take at most.")] = 3600,
-    lame_duck_secs: Annotated[float, typer.Option(help="After SIGTERM, how long calls are still accepted.")] = 10,
-    drain_secs: Annotated[float, typer.Option(help="How long runs may then finish before they are cancelled.")] = 30,
-    max_runs: Annotated[int, typer.Option(help="Runs in progress at once; a call beyond is refused.")] = 4096,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    default_timeout_secs: Annotated[
+        float, typer.Option(metavar="SECS", help="What a run may take when the call says nothing.")
+    ] = 300,
+    max_timeout_secs: Annotated[float, typer.Option(metavar="SECS", help="What any run may take at most.")] = 3600,
+    lame_duck_secs: Annotated[
+        float, typer.Option(metavar="SECS", help="After SIGTERM, how long calls are still accepted.")
+    ] = 10,
+    drain_secs: Annotated[
+        float, typer.Option(metavar="SECS", help="How long runs may then finish before they are cancelled.")
+    ] = 30,
+    max_runs: Annotated[int, typer.Option(metavar="COUNT", help="Runs in progress at once; a call beyond is refused.")] = 4096,
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Serve the steps that MODULE registers, until SIGTERM or SIGINT; then drain and end.
+    """Serve the steps that MODULE registers, until SIGTERM or SIGINT; then drain and end. A second signal stops at once.
 
-    The token comes from BLAZEN_PEER_TOKEN or the file that BLAZEN_PEER_TOKEN_FILE names. Traces are exported when the
-    standard OTEL_* variables ask for it.
+    The token comes from BLAZEN_PEER_TOKEN, or from the file that BLAZEN_PEER_TOKEN_FILE names. Traces are exported when the
+    standard OTEL_* variables ask for it. The log goes to standard error; its line "listens on" says where calls are taken.
 
-    Example: blazen-peer serve --app my_app.steps --node-id analyst --listen 127.0.0.1:50051
+    [bold]Example[/bold]
+
+      blazen-peer serve --app my_app.steps --node-id analyst --listen 127.0.0.1:50051
     """
     settings = ServerSettings(
         default_timeout_secs=default_timeout_secs,
@@ -100,10 +122,10 @@ def serve(
     )
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     address: Address,
-    workflow: Annotated[str, typer.Argument(help="What the peer knows the workflow by.")],
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="What the peer knows the workflow by.")],
     step: Annotated[
         list[str] | None, typer.Option("--step", metavar="ID", help="A step to run; repeat it. None: the whole named workflow.")
     ] = None,
@@ -118,15 +140,18 @@ def run(
 ) -> None:
     """Run a workflow on a peer and print its result.
 
-    Example: blazen-peer run http://127.0.0.1:16001 analyze-pipeline --step my_app::analyze --step my_app::summarize
-    --input '{"document": "..."}'
+    [bold]Example[/bold]
+
+      blazen-peer run http://127.0.0.1:16001 intake-document --input @document.json
+
+      blazen-peer run unix:/run/peer.sock demo --step my_app::analyze --input '{"document": "..."}' --json
     """
     console = Console(stderr=True)
     text = _input_text(input_)
     end_tracing = start_tracing(node_id, os.environ)
     try:
         with (
-            console.status(f"{workflow} runs on {address}"),
+            console.status(Text(f"{printable(workflow)} runs on {printable(address)}")),
             PeerClient.connect(address, node_id) as client,
             telemetry.command_span("run", workflow),
         ):
@@ -135,48 +160,38 @@ def run(
     finally:
         end_tracing()
     if as_json:
-        print(json.dumps({"result": result.result, "trace_id": trace_id}, ensure_ascii=False))
+        print_json({"result": result.result, "trace_id": trace_id})
         return
-    Console().print(JSON(result.event.data_json))
+    show_result(result)
     if trace_id is not None:
-        console.print(f"trace {trace_id}", style="dim")
+        console.print(f"trace {trace_id}", style="dim", highlight=False)
 
 
-@app.command()
+@app.command(epilog="Exit codes: 0 done, 2 wrong use, 3 refused, 5 transport, 1 any other failure of the call.")
 def describe(address: Address, node_id: NodeId = "cli", as_json: AsJson = False) -> None:
-    """Show what a peer can run: its steps with what they accept and emit, its workflows, its limits."""
+    """Show what a peer can run: its steps with what they accept and emit, its workflows, its limits.
+
+    With --json each event also has its JSON Schema.
+
+    [bold]Example[/bold]
+
+      blazen-peer describe http://127.0.0.1:16001
+    """
     with PeerClient.connect(address, node_id) as client:
         description = client.describe_blocking()
     if as_json:
-        print(json.dumps(_as_object(description), ensure_ascii=False))
-        return
-    limits = description.limits
-    console = Console()
-    console.print(
-        f"[bold]{description.node_id}[/bold]  version {description.version}, envelope {description.envelope_version}, "
-        f"instance {description.instance_id[:8]}"
-    )
-    console.print(
-        f"runs at once {limits.max_runs}, timeout {limits.default_timeout_ms / 1000:g} s (at most "
-        f"{limits.max_timeout_ms / 1000:g} s), messages up to {limits.max_message_bytes / 2**20:g} MiB"
-    )
-    table = Table("step", "accepts", "emits", title="steps", title_justify="left")
-    for item in description.steps:
-        table.add_row(
-            item.id,
-            "\n".join(shape.event_type for shape in item.accepts),
-            "\n".join(shape.event_type for shape in item.emits) or "any",
-        )
-    console.print(table)
-    for named in description.workflows:
-        console.print(f"workflow [bold]{named.name}[/bold]: {', '.join(named.step_ids)}")
+        print_json(description_object(description))
+    else:
+        show_description(description)
 
 
-@app.command()
+@app.command(epilog="Exit codes: 0 done.")
 def token() -> None:
-    """Make a token: 256 random bits, for BLAZEN_PEER_TOKEN on every node.
+    """Make a token: 256 random bits, for BLAZEN_PEER_TOKEN, or BLAZEN_PEER_TOKEN_FILE, on every node.
 
-    Example: blazen-peer token > token && chmod 600 token, then BLAZEN_PEER_TOKEN_FILE=token on each.
+    [bold]Example[/bold]
+
+      (umask 077; blazen-peer token > token)
     """
     print(secrets.token_urlsafe(32))
 
@@ -184,29 +199,38 @@ def token() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an expected error is one line, a defect keeps its traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="blazen-peer", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except click.Abort:
-        return 130
-    except KeyboardInterrupt:
-        return 130
+        code = app(arguments or ["--help"], prog_name="blazen-peer", standalone_mode=False)
+        sys.stdout.flush()
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "blazen-peer"
+        message = f"{error.format_message().rstrip('.')}. See: {command} --help"
+        return fail(Exit.WRONG_USE, "Usage", message, as_json=as_json)
     except BlazenError as error:
-        return report(error, as_json="--json" in arguments)
-    return int(code or Exit.DONE)
+        return report(error, as_json=as_json, hint=arguments[:1] != ["serve"])  # the hints are a caller's
+    except (KeyboardInterrupt, typer.Abort):
+        what = "stopped waiting; a run goes on at the peer until it ends or its time is over"
+        return fail(Exit.INTERRUPTED, "Interrupted", what, as_json=as_json)
+    except BrokenPipeError:
+        # Who read our output has gone; the interpreter must not fail again when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OTHER
+    if not arguments:
+        return Exit.WRONG_USE  # the help was shown; nothing was done
+    return code if isinstance(code, int) else Exit.DONE
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script. It ends the process whatever threads the served application has left."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log says again, in its words, what our errors say
+    end_process(main())
 
 
 def _input_text(value: str) -> str:
     if value != "-" and not value.startswith("@"):
         return value
-    name = "standard input" if value == "-" else value[1:]
+    name = "standard input" if value == "-" else value[1:] or "@, which names no file"
     try:
         raw = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1) if value == "-" else _head(Path(value[1:]))
         text = raw.decode()
@@ -222,27 +246,3 @@ def _input_text(value: str) -> str:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MAX_INPUT_BYTES + 1)
-
-
-def _as_object(description: control_pb2.DescribeResponse) -> dict[str, object]:
-    def shapes(items: Sequence[control_pb2.EventShape]) -> list[dict[str, object]]:
-        return [
-            {"event_type": item.event_type, "json_schema": json.loads(item.json_schema) if item.json_schema else None}
-            for item in items
-        ]
-
-    limits = description.limits
-    return {
-        "node_id": description.node_id,
-        "version": description.version,
-        "envelope_version": description.envelope_version,
-        "instance_id": description.instance_id,
-        "limits": {
-            "max_message_bytes": limits.max_message_bytes,
-            "max_runs": limits.max_runs,
-            "default_timeout_secs": limits.default_timeout_ms / 1000,
-            "max_timeout_secs": limits.max_timeout_ms / 1000,
-        },
-        "steps": [{"id": item.id, "accepts": shapes(item.accepts), "emits": shapes(item.emits)} for item in description.steps],
-        "workflows": [{"name": item.name, "step_ids": list(item.step_ids)} for item in description.workflows],
-    }

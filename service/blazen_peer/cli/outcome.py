@@ -18,11 +18,11 @@ from blazen_peer.errors import (
     WorkflowError,
 )
 
-__all__ = ["Exit", "exit_of", "report"]
+__all__ = ["Exit", "exit_of", "fail", "print_json", "printable", "report"]
 
 
 class Exit(IntEnum):
-    """The exit codes of ``blazen-peer``."""
+    """The exit codes of ``blazen-peer``; a ``serve`` that something keeps beyond its time ends with 70 (see ``process``)."""
 
     DONE = 0
     OTHER = 1
@@ -32,6 +32,7 @@ class Exit(IntEnum):
     TRANSPORT = 5
     OVERLOADED = 6
     UNKNOWN_STEP = 7
+    INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 _EXITS: tuple[tuple[type[BlazenError], Exit, str | None], ...] = (
@@ -55,12 +56,27 @@ def exit_of(error: BlazenError) -> tuple[Exit, str | None]:
     return next(((code, hint) for error_type, code, hint in _EXITS if isinstance(error, error_type)), (Exit.OTHER, None))
 
 
-def report(error: BlazenError, *, as_json: bool) -> Exit:
+def report(error: BlazenError, *, as_json: bool, hint: bool = True) -> Exit:
     """Print *error* (one object on standard output, or one line on standard error) and return the exit code."""
-    code, hint = exit_of(error)
+    code, next_step = exit_of(error)
+    return fail(code, error.kind, str(error), hint=next_step if hint else None, as_json=as_json)
+
+
+def fail(code: Exit, kind: str, message: str, *, hint: str | None = None, as_json: bool) -> Exit:
+    """Print what went wrong and return *code*; with *as_json* as ``{"error": {"kind": ..., "message": ...}}``."""
     if as_json:
-        print(json.dumps({"error": {"kind": error.kind, "message": str(error)}}, ensure_ascii=False))
+        print_json({"error": {"kind": kind, "message": printable(message)}})
     else:
-        first_line = " ".join(str(error).split())
-        print(f"blazen-peer: {first_line}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+        line = " ".join(message.split())
+        print(f"blazen-peer: {printable(line)}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     return code
+
+
+def print_json(value: object) -> None:
+    """Print *value* as one line of JSON on standard output."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """Return *text* with what a terminal would obey, or cannot show, as escapes: a peer's words may hold anything."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

@@ -7,7 +7,9 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.config import ServerSettings
@@ -15,7 +17,7 @@ from blazen_peer.errors import BlazenError, ValidationError
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY
 from blazen_peer.server import PeerServer
 
-__all__ = ["serve_app"]
+__all__ = ["end_process", "serve_app"]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -41,23 +43,26 @@ def serve_app(
         raise ValidationError(f"log level {log_level!r} is not one of {', '.join(_LEVELS)}")
     logging.basicConfig(level=_LEVELS[log_level], stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     end_tracing = start_tracing(node_id, os.environ)
-    _import(app_module)
-    server = PeerServer(
-        node_id,
-        require_identity=require_identity,
-        sidecar_proof_file=sidecar_proof_file,
-        insecure=insecure,
-        settings=settings,
-    )
     try:
-        server.serve_blocking(listen)
+        _import(app_module)
+        PeerServer(
+            node_id,
+            require_identity=require_identity,
+            sidecar_proof_file=sidecar_proof_file,
+            insecure=insecure,
+            settings=settings,
+        ).serve_blocking(listen)
     finally:
         end_tracing()
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process with *code*. A thread of the application's own that would hold the interpreter does not."""
     if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-        # A thread of the application's own would hold the interpreter; the peer has drained, so it ends here.
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _import(app_module: str) -> None:
@@ -68,8 +73,11 @@ def _import(app_module: str) -> None:
     except BlazenError:
         raise
     except ModuleNotFoundError as error:
-        raise ValidationError(f"cannot import {app_module}: no module named {error.name!r}") from None
+        hint = " (write my_app, not my_app.py)" if app_module.endswith(".py") else ""
+        raise ValidationError(f"cannot import {app_module}: no module named {error.name!r}{hint}") from None
     except Exception as error:
-        raise ValidationError(f"cannot import {app_module}: {type(error).__name__}: {error}") from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename}, line {place.lineno}"
+        raise ValidationError(f"cannot import {app_module}: {type(error).__name__}: {error} ({where})") from error
     if not DEFAULT_REGISTRY.steps():
         raise ValidationError(f'{app_module} registers no step: decorate its functions with @step("...")')
