@@ -131,6 +131,20 @@ async def test_connections_have_an_age(start_mesh: Any) -> None:
     assert len(mesh.peers["analyst"].calls) == calls
 
 
+@pytest.mark.slow
+async def test_age_does_not_cut_a_call(start_mesh: Any) -> None:
+    """A call that outlives its connection's age, and the time Envoy gives a draining one, is answered."""
+    mesh = await start_mesh(extra={"connection_age_secs": 1})
+
+    async def slowly(request: bytes) -> bytes:
+        await asyncio.sleep(9)
+        return request
+
+    mesh.peers["analyst"].answer = slowly
+    assert await mesh.call("intake", "analyst", timeout=30) == b"hello"
+    assert len(mesh.peers["analyst"].calls) == 1
+
+
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """An OTLP receiver that keeps every span with its resource's attributes."""
 
