@@ -223,7 +223,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script. It ends the process whatever threads the served application has left."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log says again, in its words, what our errors say
     end_process(main())
 
 
