@@ -69,10 +69,16 @@ def short_dir() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a port that nothing listens on, below the range from which the system takes outgoing ones."""
+    """Return a port that nothing listens on, another one each time, below the range of outgoing connections."""
     while True:
         port = random.randint(18000, 32000)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
