@@ -1,10 +1,28 @@
-"""What every test starts from: no variables of ours or of OpenTelemetry's, and no tokens of the developer's own."""
+"""What every test starts from: no variables of ours or of OpenTelemetry's, and no tokens of the developer's own.
+
+Also what the tests of several folders share: peers in processes of their own, and the commands that a document quotes.
+"""
 
 from __future__ import annotations
 
+import doctest
 import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
+START_SECS = 20.0
+END_SECS = 20.0
+COMMAND_SECS = 30.0
+_LISTENS = re.compile(r"listens on (\S+)")
+_EXITS = re.compile(r"\s+# exits ([0-9]+)$")
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +31,127 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("BLAZEN_", "OTEL_")):
             monkeypatch.delenv(name)
+
+
+def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a command: this interpreter's scripts first in PATH, a terminal of 100 columns."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", **(more or {})}
+
+
+@dataclass
+class PeerProcess:
+    """A peer in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """What it has written so far, both streams."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def address(self) -> str:
+        """Where it says that it listens."""
+        return _LISTENS.findall(self.wait_for("listens on "))[-1]
+
+    def wait_for(self, text: str, secs: float = START_SECS) -> str:
+        """Wait until *text* stands in the log, and return the log."""
+        until = time.monotonic() + secs
+        while text not in (log := self.log):
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before it wrote {text!r}:\n{log}"
+            assert time.monotonic() < until, f"did not write {text!r} within {secs} s:\n{log}"
+            time.sleep(0.01)
+        return log
+
+    def end(self, *signals: int, secs: float = END_SECS) -> int:
+        """Send *signals*, wait for the end, and return the exit code."""
+        for number in signals:
+            self.process.send_signal(number)
+        return self.process.wait(secs)
+
+
+StartPeer = Callable[..., PeerProcess]
+
+
+@pytest.fixture
+def start_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPeer]:
+    """A factory: run a command that serves a peer, with *env* added to the environment; killed at the end if it still runs."""
+    started: list[PeerProcess] = []
+
+    def start(*argv: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> PeerProcess:
+        log_file = tmp_path_factory.mktemp("peer") / "log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                argv, cwd=cwd, env=_environment(env), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        started.append(PeerProcess(process, log_file))
+        return started[-1]
+
+    yield start
+    for peer in started:
+        if peer.process.poll() is None:
+            peer.process.kill()
+        peer.process.wait(END_SECS)
+
+
+@dataclass(frozen=True)
+class ConsoleCommand:
+    """One command of a ``console`` block: the line after ``$ ``, the exit code said behind it, the output shown below it."""
+
+    command: str
+    code: int
+    shown: str
+
+    def run(self, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+        """Run it in a shell; it must end with its code and print what is shown, where ``...`` stands for anything."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", self.command],
+            cwd=cwd,
+            env=_environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_SECS,
+            check=False,
+        )
+        assert done.returncode == self.code, f"{self.command}\n{done.stdout}"
+        got = _trimmed(done.stdout)
+        if self.shown:
+            same = doctest.OutputChecker().check_output(self.shown, got, doctest.ELLIPSIS)
+            assert same, f"{self.command}\n--- shown\n{self.shown}\n--- printed\n{got}"
+
+
+def _trimmed(text: str) -> str:
+    """Return *text* without white space at the ends of its lines and empty lines around it, as documents show output."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
+
+
+def commands_of(text: str, *, outputs: bool = True) -> list[ConsoleCommand]:
+    """Return each command of the ``console`` blocks of a document. *outputs*: whether what stands below it is compared."""
+    found = []
+    for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, shown = part.partition("\n")
+            said = _EXITS.search(command)
+            found.append(
+                ConsoleCommand(
+                    command=_EXITS.sub("", command),
+                    code=int(said[1]) if said else 0,
+                    shown=_trimmed(shown) if outputs and shown.strip() else "",
+                )
+            )
+    return found
+
+
+@pytest.fixture
+def console_commands() -> Callable[..., Sequence[ConsoleCommand]]:
+    """The commands of a document: ``console_commands(text, outputs=True)``."""
+    return commands_of
+
+
+@pytest.fixture
+def root() -> Path:
+    """The project's own directory."""
+    return ROOT

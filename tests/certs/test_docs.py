@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "identities.md"
-EXITS = re.compile(r"\s+# exits ([0-9]+)$")
 
 
-def commands_of(text: str) -> list[tuple[str, int]]:
-    """Return each command of the ``console`` blocks, with the exit code that it says, 0 where it says none."""
-    found = []
-    for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                said = EXITS.search(line)
-                found.append((EXITS.sub("", line[2:]), int(said[1]) if said else 0))
-    return found
-
-
-def test_commands_do_what_is_said(tmp_path: Path) -> None:
+def test_commands_do_what_is_said(tmp_path: Path, console_commands: Callable[..., Sequence[Any]]) -> None:
     """All commands of the page end with the exit code that stands there."""
-    commands = commands_of(DOCUMENT.read_text(encoding="utf-8"))
+    commands = console_commands(DOCUMENT.read_text(encoding="utf-8"), outputs=False)
     assert len(commands) >= 10
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command, code in commands:
-        done = subprocess.run(
-            ["/bin/sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=False
-        )
-        assert done.returncode == code, f"{command}\n{done.stdout}{done.stderr}"
+    for command in commands:
+        command.run(tmp_path)
 
 
 def test_python_on_the_page_runs(tmp_path: Path) -> None:
