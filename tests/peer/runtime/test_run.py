@@ -427,6 +427,20 @@ def test_loop_goes_away() -> None:
     assert not set(runs) & run_module._ALIVE
 
 
+async def test_task_cancelled_before_it_began() -> None:
+    """A run whose first task is cancelled from outside before its first turn ends as cancelled: it would hang otherwise."""
+
+    async def never(event: Event) -> None:
+        raise AssertionError("it began")
+
+    run = flow((START, never)).start(None)
+    for task in run._tasks:
+        task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(WorkflowError, match="workflow cancelled"):
+            await run.wait()
+
+
 async def test_unwanted_failure_warns_of_nothing() -> None:
     """A failure that nobody waits for is reported by nobody when its future goes."""
     reported: list[object] = []
