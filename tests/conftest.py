@@ -8,6 +8,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +150,26 @@ def commands_of(text: str, *, outputs: bool = True) -> list[ConsoleCommand]:
 def console_commands() -> Callable[..., Sequence[ConsoleCommand]]:
     """The commands of a document: ``console_commands(text, outputs=True)``."""
     return commands_of
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of loopback on which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait, in a thread without a loop, until ``condition()`` is true: ``wait_until(condition, secs=20)``."""
+
+    def wait(condition: Callable[[], object], secs: float = START_SECS) -> None:
+        until = time.monotonic() + secs
+        while not condition():
+            assert time.monotonic() < until, f"not so within {secs} s"
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture

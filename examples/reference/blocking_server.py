@@ -1,8 +1,11 @@
-"""The same for programs without a loop of their own; SIGTERM and Ctrl-C drain it."""
+"""The same for programs without a loop of their own; SIGTERM and Ctrl-C drain it.
+
+Run it: python -m examples.reference.blocking_server [LISTEN_ADDRESS]
+"""
 
 import sys
 
-import examples.analyst  # importing it registers the steps
+import examples.analyst  # noqa: F401 (importing it registers the steps)
 from blazen_peer import PeerServer
 
 

@@ -1,4 +1,7 @@
-"""Cancelling the awaiting task severs the wait only: the peer goes on until the run ends or its timeout passes."""
+"""Cancelling the awaiting task severs the wait only: the peer goes on until the run ends or its time is over.
+
+Run it against a peer with a slow step: python -m examples.reference.cancellation ADDRESS STEP_ID
+"""
 
 import asyncio
 import sys
@@ -6,17 +9,19 @@ import sys
 from blazen_peer import PeerClient
 
 
-async def main(address: str = "http://127.0.0.1:50051", step_id: str = "my_app::analyze") -> None:
+async def main(address: str, step_id: str) -> None:
     async with await PeerClient.connect_async(address, client_node_id="node-a") as client:
         waiting = asyncio.create_task(
             client.run_remote_workflow("analyze-pipeline", [step_id], '{"document": ""}', timeout_secs=60)
         )
-        await asyncio.sleep(0.1)
+        await asyncio.wait({waiting}, timeout=1)
+
         waiting.cancel()
         try:
-            await waiting
+            result = await waiting
+            print(f"done before it was cancelled: {result.event.data_json}")
         except asyncio.CancelledError:
-            print("stopped waiting; the run goes on")
+            print("stopped waiting; the run goes on at the peer")
 
 
 if __name__ == "__main__":

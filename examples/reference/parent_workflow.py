@@ -1,4 +1,4 @@
-"""A remote call as one step of a parent workflow."""
+"""A remote call as one step of a parent workflow. Run it: python -m examples.reference.parent_workflow [ADDRESS]"""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ class RemoteAnalyzeHandler:
     def __init__(self, client: PeerClient) -> None:
         self.client = client
 
-    async def invoke(self, event: Event) -> Event:
+    async def invoke(self, event: Event) -> StopEvent:
         remote = await self.client.run_remote_workflow(
             workflow_name="analyze-pipeline",
             step_ids=["my_app::analyze", "my_app::summarize"],
@@ -36,7 +36,7 @@ async def main(address: str = "http://127.0.0.1:50051") -> None:
 
     result = await workflow.run({"document": "A long document. It has two sentences."})
     print(result.event.data_json)
-    client.close()
+    await client.aclose()
 
 
 if __name__ == "__main__":

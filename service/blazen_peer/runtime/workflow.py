@@ -28,7 +28,9 @@ DEFAULT_TIMEOUT_SECS = 300.0  # the same as a server's
 class StepHandler(Protocol):
     """An object that performs a step: ``invoke`` takes the event, or event and context, and may be async or plain."""
 
-    invoke: Callable[..., Any]
+    @property  # read-only: so a method fits
+    def invoke(self) -> Callable[..., Any]:
+        """What performs the step."""
 
 
 StepLike: TypeAlias = "str | StepDefinition | Callable[..., Any]"
