@@ -28,7 +28,7 @@ import grpc
 import pytest
 
 from blazen_mesh.child import Child
-from blazen_peer import BlazenError, Context, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent
+from blazen_peer import Context, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent
 from blazen_peer.auth.tokens import TokenKeys, mint
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto.peer_pb2 import PostcardRequest, PostcardResponse
@@ -51,6 +51,8 @@ class Remote:
         held: Set when ``demo::hold`` runs; it ends when ``release`` is set.
         server: Gone after :meth:`stop_server`.
     """
+
+    token = TOKEN
 
     def __init__(self, mesh: Any) -> None:
         self.mesh = mesh
@@ -168,13 +170,17 @@ StartRemote = Callable[..., Awaitable[Remote]]
 
 @pytest.fixture
 async def start_remote(start_mesh: Any) -> AsyncIterator[StartRemote]:
-    """A factory: a mesh whose analyst is a real server. ``server`` are the server's options, the rest is ``start_mesh``'s."""
+    """A factory: a mesh whose analyst is a real server (none yet with ``serve=False``).
+
+    ``server`` are that server's options; all others are ``start_mesh``'s.
+    """
     async with AsyncExitStack() as stack:
 
-        async def start(*, server: Mapping[str, Any] | None = None, **mesh_options: Any) -> Remote:
+        async def start(*, server: Mapping[str, Any] | None = None, serve: bool = True, **mesh_options: Any) -> Remote:
             remote = Remote(await start_mesh(stand_ins=False, **mesh_options))
             stack.push_async_callback(remote.close)
-            await remote.start_server(**(server or {}))
+            if serve:
+                await remote.start_server(**(server or {}))
             return remote
 
         yield start

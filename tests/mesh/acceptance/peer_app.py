@@ -78,6 +78,7 @@ async def unwritable(event: StartEvent) -> StopEvent:
 @step("demo::strict")
 async def strict(event: Strict) -> StopEvent:
     """Answer a number; any other input is refused before this runs."""
+    note("demo::strict")
     return StopEvent(result=event.count)
 
 
