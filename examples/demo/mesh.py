@@ -69,8 +69,8 @@ class LocalMesh:
         lines: The last lines that the mesh wrote.
     """
 
-    def __init__(self, directory: Path, ports: Ports, otlp: str) -> None:
-        self.directory, self.ports, self._otlp = directory, ports, otlp
+    def __init__(self, directory: Path, ports: Ports, otlp: str | None = None, toml: str = MESH_TOML) -> None:
+        self.directory, self.ports, self._otlp, self._toml = directory, ports, otlp, toml
         self.lines: deque[str] = deque(maxlen=MAX_LINES)
 
     @property
@@ -80,12 +80,13 @@ class LocalMesh:
 
     async def __aenter__(self) -> Self:
         mesh_file, ready_file = self.directory / "mesh.toml", self.directory / "ready"
-        mesh_file.write_text(MESH_TOML.format_map({name: getattr(self.ports, name) for name in Ports.__slots__}))
+        mesh_file.write_text(self._toml.format_map({name: getattr(self.ports, name) for name in Ports.__slots__}))
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("BLAZEN_", "OTEL_"))}
         environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"  # milliseconds: the tree is drawn a moment after the run
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "blazen_mesh", "up", "--mesh", str(mesh_file), "--dir", str(self.directory)),
-            *("--certs", str(self.directory / "certs"), "--otlp", self._otlp, "--ready-file", str(ready_file)),
+            *("--certs", str(self.directory / "certs"), "--ready-file", str(ready_file)),
+            *(("--otlp", self._otlp) if self._otlp else ()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -178,27 +178,26 @@ class PeerServer:
         logger.info("%s listens on %s", self._node_id, self._address)
 
     def _assembled(self) -> grpc.aio.Server:
-        gate = GateInterceptor(
-            Gate(require_identity=self._require_identity),
-            keys=self._tokens.keys if self._tokens else lambda: None,
-            proofs=self._proof.proofs if self._proof else tuple,
-            clock=time.time,
-        )
         limit = self._settings.max_message_bytes
         server = grpc.aio.server(
-            interceptors=(gate,),
             options=(
                 ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
             ),
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        handlers = (
-            peer_handlers(self._invocations.invoke, self._node_id),
-            control_handlers(lambda: describe(self._node_id, self._instance_id, self._registry, self._settings)),
+        gate = GateInterceptor(
+            (
+                peer_handlers(self._invocations.invoke, self._node_id),
+                control_handlers(lambda: describe(self._node_id, self._instance_id, self._registry, self._settings)),
+            ),
+            Gate(require_identity=self._require_identity),
+            keys=self._tokens.keys if self._tokens else lambda: None,
+            proofs=self._proof.proofs if self._proof else tuple,
+            clock=time.time,
         )
-        server.add_generic_rpc_handlers(handlers)
+        server.add_generic_rpc_handlers((gate,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 
     def _bound(self, address: ListenAddress, listen_address: str) -> str:

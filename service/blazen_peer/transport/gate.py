@@ -2,12 +2,15 @@
 
 It admits or refuses by :class:`blazen_peer.auth.gate.Gate` before a handler sees a byte of the request. The caller learns
 that it was refused and not why; the reason goes to this process's own log.
+
+It intercepts where gRPC looks a method up (``grpc.GenericRpcHandler``), and not as a ``grpc.aio.ServerInterceptor``, which
+does the same by a coroutine for each call and cost a tenth to a fifth of a bare server's throughput when it was measured.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -33,10 +36,11 @@ _ANSWERS: dict[str, BlazenError] = {
 logger = logging.getLogger(__name__)
 
 
-class GateInterceptor(grpc.aio.ServerInterceptor):
-    """Asks the gate about each call.
+class GateInterceptor(grpc.GenericRpcHandler):
+    """Asks the gate about each call of the services behind it, and of unknown methods.
 
     Args:
+        behind: The services.
         gate: What decides.
         keys: Gives the token keys of this moment; None where no token is set.
         proofs: Gives the sidecar's proofs of this moment; empty where there is no sidecar.
@@ -45,34 +49,31 @@ class GateInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(
         self,
+        behind: Sequence[grpc.GenericRpcHandler],
         gate: Gate,
         *,
         keys: Callable[[], TokenKeys | None],
         proofs: Callable[[], tuple[str, ...]],
         clock: Callable[[], float],
     ) -> None:
-        self._gate, self._keys, self._proofs, self._clock = gate, keys, proofs, clock
+        self._behind, self._gate = tuple(behind), gate
+        self._keys, self._proofs, self._clock = keys, proofs, clock
         self._refusing = {status: _refusing(answer) for status, answer in _ANSWERS.items()}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return the method's own handler, or one that refuses."""
-        if not handler_call_details.method.startswith(_HEALTH_METHODS):
-            try:
-                caller = self._gate.admit(
-                    handler_call_details.invocation_metadata,
-                    keys=self._keys(),
-                    proofs=self._proofs(),
-                    now=self._clock(),
-                )
-            except Refused as refused:
-                logger.warning("refused %s with %s: %s", handler_call_details.method, refused.status, refused.reason)
-                return self._refusing[refused.status]
-            CALLER.set(caller)
-        return await continuation(handler_call_details)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the method's own handler, or one that refuses; None for what no service behind has."""
+        method = handler_call_details.method
+        if method.startswith(_HEALTH_METHODS):
+            return None  # health stands beside the gate
+        try:
+            caller = self._gate.admit(
+                handler_call_details.invocation_metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock()
+            )
+        except Refused as refused:
+            logger.warning("refused %s with %s: %s", method, refused.status, refused.reason)
+            return self._refusing[refused.status]
+        CALLER.set(caller)
+        return next((found for item in self._behind if (found := item.service(handler_call_details)) is not None), None)
 
 
 def _refusing(answer: BlazenError) -> grpc.RpcMethodHandler[Any, Any]:

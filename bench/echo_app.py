@@ -1,0 +1,23 @@
+"""What the benchmark's peer serves: two steps that hand a document through."""
+
+from __future__ import annotations
+
+from blazen_peer import Event, StartEvent, StopEvent, step
+
+
+class Passed(Event, event_type="bench::Passed"):
+    """Half way."""
+
+    text: str
+
+
+@step("bench::first")
+async def first(event: StartEvent) -> Passed:
+    """Hand the text on."""
+    return Passed(text=event.data["text"])
+
+
+@step("bench::second")
+async def second(event: Passed) -> StopEvent:
+    """Answer with it."""
+    return StopEvent(result={"text": event.text})
