@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
+import grpc
 import pytest
 
 from blazen_peer import PeerClient, PeerServer
 from blazen_peer.config import ServerSettings
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.transport.proto import peer_pb2
 
 QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
 
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
+RawCall = Callable[..., Awaitable[bytes]]
+RawHandler = Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]
+RawPeers = Callable[..., Awaitable["RawPeer"]]
 
 
 @pytest.fixture
@@ -53,3 +59,80 @@ def connect(stack: AsyncExitStack) -> Connect:
         return await stack.enter_async_context(client)
 
     return connect
+
+
+@pytest.fixture
+def raw_call(stack: AsyncExitStack) -> RawCall:
+    """Call a server as any gRPC client may, without our client: ``await raw_call(server, envelope)`` gives the envelope back.
+
+    *message* sends these bytes instead of a ``PostcardRequest`` that holds the envelope.
+    """
+
+    async def call(
+        server: PeerServer | str,
+        envelope: bytes = b"",
+        *,
+        method: str = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow",
+        metadata: Sequence[tuple[str, str]] = (),
+        message: bytes | None = None,
+        timeout_secs: float = 10,
+    ) -> bytes:
+        address = server if isinstance(server, str) else server.address
+        options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+        async with grpc.aio.insecure_channel(address.removeprefix("http://"), options=options) as channel:
+            if message is None:
+                message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
+            answer = await channel.unary_unary(method)(message, metadata=metadata, timeout=timeout_secs)
+            return peer_pb2.PostcardResponse.FromString(answer).postcard_payload
+
+    return call
+
+
+@dataclass
+class RawPeer:
+    """A gRPC server of the test's own: ``answer`` is what it does with a call, ``greet`` with a health check.
+
+    Attributes:
+        calls: For each call its envelope and its metadata.
+        remaining_secs: For each call the time that its caller gave it.
+        connections: Who called, by connection.
+    """
+
+    answer: RawHandler | None = None
+    greet: RawHandler | None = None
+    address: str = ""
+    calls: list[tuple[bytes, dict[str, str | bytes]]] = field(default_factory=list)
+    remaining_secs: list[float] = field(default_factory=list)
+    connections: set[str] = field(default_factory=set)
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        """Find the handler of a call, as ``grpc.GenericRpcHandler`` does."""
+        if details.method == "/grpc.health.v1.Health/Check":
+            return grpc.unary_unary_rpc_method_handler(self.greet) if self.greet else None
+        if details.method == "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow" and self.answer:
+            return grpc.unary_unary_rpc_method_handler(self._answered)
+        return None
+
+    async def _answered(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        assert self.answer is not None
+        envelope = peer_pb2.PostcardRequest.FromString(message).postcard_payload
+        self.calls.append((envelope, dict(context.invocation_metadata() or ())))
+        self.remaining_secs.append(context.time_remaining())
+        self.connections.add(context.peer())
+        return await self.answer(message, context)
+
+
+@pytest.fixture
+def raw_peer(stack: AsyncExitStack) -> RawPeers:
+    """A factory: a gRPC server that answers calls by ``answer(message, context)``, and health checks by ``greet``, if given."""
+
+    async def start(answer: RawHandler | None = None, greet: RawHandler | None = None) -> RawPeer:
+        peer = RawPeer(answer, greet)
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        server.add_generic_rpc_handlers((cast("grpc.GenericRpcHandler", peer),))
+        peer.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        stack.push_async_callback(server.stop, None)
+        return peer
+
+    return start
