@@ -53,7 +53,7 @@ _ROWS: Final[tuple[tuple[type[BlazenError], grpc.StatusCode, str], ...]] = (
 
 # gRPC core: the channel never got a connection. Envoy: no host, or its own connection to the host was never made.
 _NEVER_SENT = re.compile(
-    r"failed to connect to all addresses|DNS resolution failed|no healthy upstream|cluster not found"
+    r"failed to connect to all addresses|DNS resolution failed|errors resolving |no healthy upstream|cluster not found"
     r"|reset reason: (remote |local )?connection (failure|timeout)|reset reason: overflow",
     re.IGNORECASE,
 )

@@ -94,6 +94,13 @@ BY_CODE = [
         id="refused",
     ),
     pytest.param(Code.UNAVAILABLE, "DNS resolution failed for x", TransportError, False, id="dns"),
+    pytest.param(
+        Code.UNAVAILABLE,
+        "errors resolving x:1: [field:hostname lookup error:address lookup failed for x:1: Domain name not found]",
+        TransportError,
+        False,
+        id="dns-of-newer-grpc",
+    ),
     pytest.param(Code.UNAVAILABLE, "Socket closed", TransportError, True, id="broke-off"),
     pytest.param(Code.UNAVAILABLE, ENVOY + "reset reason: connection termination", TransportError, True, id="envoy-broke-off"),
     pytest.param(
