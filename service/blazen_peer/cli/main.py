@@ -157,6 +157,9 @@ def run(
         ):
             trace_id = telemetry.current_trace_id()
             result = client.run_remote_workflow_blocking(workflow, step or [], text, timeout)
+    except KeyboardInterrupt:
+        what = "stopped waiting; a run that has begun goes on at the peer until it ends or its time is over"
+        raise typer.Exit(fail(Exit.INTERRUPTED, "Interrupted", what, as_json=as_json)) from None
     finally:
         end_tracing()
     if as_json:
@@ -210,8 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BlazenError as error:
         return report(error, as_json=as_json, hint=arguments[:1] != ["serve"])  # the hints are a caller's
     except (KeyboardInterrupt, typer.Abort):
-        what = "stopped waiting; a run goes on at the peer until it ends or its time is over"
-        return fail(Exit.INTERRUPTED, "Interrupted", what, as_json=as_json)
+        return Exit.INTERRUPTED
     except BrokenPipeError:
         # Who read our output has gone; the interpreter must not fail again when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
