@@ -12,13 +12,20 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from blazen_peer import Event, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow, errors
+from blazen_peer import Event, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow, errors, isolated_registry
 from blazen_peer.auth import TokenKeys
 from blazen_peer.cli import main
 from blazen_peer.cli.outcome import Exit, exit_of
 from blazen_peer.runtime.registry import Registry
 
 TOKEN = "t" * 40
+GOOD_APP = """
+from blazen_peer import StartEvent, StopEvent, step
+
+@step("good::step")
+async def good(event: StartEvent) -> StopEvent:
+    return StopEvent()
+"""
 UMLAUT = '{"who": "Zoë\u2028"}'
 
 
@@ -391,3 +398,51 @@ def test_no_arguments(command: Command) -> None:
     outcome = command()
     assert (outcome.code, outcome.err) == (2, "")
     assert "describe" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "line"),
+    [
+        pytest.param({"app": "nowhere"}, {}, "cannot import nowhere: no module named 'nowhere'", id="no-module"),
+        pytest.param({"app": "app.py"}, {}, "(write my_app, not my_app.py)", id="file-name"),
+        pytest.param({"app": "empty"}, {}, "empty registers no step: decorate its functions with @step", id="no-steps"),
+        pytest.param({"app": "broken"}, {}, "cannot import broken: ZeroDivisionError: division by zero (", id="raises"),
+        pytest.param({"listen": "here"}, {}, "listen address 'here' is not valid", id="address"),
+        pytest.param({"more": ["--drain-secs", "-1"]}, {}, "drain_secs must be at least 0", id="setting"),
+        pytest.param({"more": ["--log-level", "loud"]}, {}, "log level 'loud' is not one of debug, info", id="log-level"),
+        pytest.param({"more": ["--require-identity"]}, {}, "require_identity demands a token as well", id="identity-alone"),
+        pytest.param(
+            {"more": ["--require-identity"]},
+            {"BLAZEN_PEER_TOKEN": "t" * 32},
+            "require_identity demands the sidecar's proof",
+            id="identity-without-proof",
+        ),
+        pytest.param({}, {"BLAZEN_PEER_TOKEN": ""}, "the token is set but empty", id="empty-token"),
+        pytest.param({}, {"BLAZEN_PEER_TOKEN": "short"}, "has 5 characters and needs at least 32", id="short-token"),
+        pytest.param({}, {"BLAZEN_PEER_TOKEN_FILE": "gone"}, "cannot read the secret file gone", id="no-token-file"),
+    ],
+)
+def test_serve_does_not_start(
+    options: dict[str, Any],
+    env: dict[str, str],
+    line: str,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What cannot be served is one line that says why, and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in {"empty": "", "broken": "\n\n1 / 0\n", "good": GOOD_APP}.items():
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(text)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    app, listen = options.get("app", "good"), options.get("listen", "127.0.0.1:0")
+    with isolated_registry():
+        outcome = command("serve", "--app", app, "--node-id", "node-b", "--listen", listen, *options.get("more", []))
+    assert outcome.code == 2
+    said = one_line(outcome)
+    assert line in said
+    if app == "broken":
+        assert said.endswith(f"({tmp_path / 'broken.py'}, line 3)")

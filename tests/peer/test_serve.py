@@ -213,38 +213,9 @@ def test_beyond_loopback_wants_a_token(serve: Start) -> None:
         assert peer.address.startswith("http://0.0.0.0:")
 
 
-@pytest.mark.parametrize(
-    ("options", "env", "line"),
-    [
-        pytest.param({"app": "nowhere"}, {}, "cannot import nowhere: no module named 'nowhere'", id="no-module"),
-        pytest.param({"app": "app.py"}, {}, "(write my_app, not my_app.py)", id="file-name"),
-        pytest.param({"app": "empty"}, {}, "empty registers no step: decorate its functions with @step", id="no-steps"),
-        pytest.param({"app": "broken"}, {}, "cannot import broken: ZeroDivisionError: division by zero (", id="raises"),
-        pytest.param({"listen": "here"}, {}, "listen address 'here' is not valid", id="address"),
-        pytest.param({"more": ["--drain-secs", "-1"]}, {}, "drain_secs must be at least 0", id="setting"),
-        pytest.param({"more": ["--log-level", "loud"]}, {}, "log level 'loud' is not one of debug, info", id="log-level"),
-        pytest.param({"more": ["--require-identity"]}, {}, "require_identity demands a token as well", id="identity-alone"),
-        pytest.param(
-            {"more": ["--require-identity"]},
-            {"BLAZEN_PEER_TOKEN": "t" * 32},
-            "require_identity demands the sidecar's proof",
-            id="identity-without-proof",
-        ),
-        pytest.param({}, {"BLAZEN_PEER_TOKEN": ""}, "the token is set but empty", id="empty-token"),
-        pytest.param({}, {"BLAZEN_PEER_TOKEN": "short"}, "has 5 characters and needs at least 32", id="short-token"),
-        pytest.param({}, {"BLAZEN_PEER_TOKEN_FILE": "gone"}, "cannot read the secret file gone", id="no-token-file"),
-    ],
-)
-def test_does_not_start(options: dict[str, Any], env: dict[str, str], line: str, serve: Start, app_dir: Path) -> None:
-    """What cannot be served is one line that says why, and exit code 2."""
-    (app_dir / "empty.py").write_text("")
-    (app_dir / "broken.py").write_text("\n\n1 / 0\n")
-    more = options.pop("more", [])
-    code, said = refused(serve(*more, **options, **env))
-    assert code == 2
-    assert line in said
-    if options.get("app") == "broken":
-        assert said.endswith(f"({app_dir / 'broken.py'}, line 3)")
+def test_missing_module(serve: Start) -> None:
+    """An application that cannot be imported is one line, and exit code 2; more such cases are in ``test_cli.py``."""
+    assert refused(serve(app="nowhere")) == (2, "blazen-peer: cannot import nowhere: no module named 'nowhere'")
 
 
 def test_token_file_is_read_again(serve: Start, app_dir: Path) -> None:
