@@ -210,7 +210,8 @@ class PeerClient:
         run_secs, whole_secs, timeout_ms = UNTOLD_TIMEOUT_SECS if told_ms is None else told_ms / 1000, None, None
         if timeout_secs is not None:
             run_secs = min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
-            whole_secs, timeout_ms = math.ceil(run_secs), math.ceil(run_secs * 1000)
+            whole_secs = math.ceil(run_secs)
+            timeout_ms = None if whole_secs == run_secs else math.ceil(run_secs * 1000)
         try:
             envelope = SubWorkflowRequest(workflow_name, tuple(step_ids), input_json.encode(), whole_secs).encode()
         except EncodeError as error:

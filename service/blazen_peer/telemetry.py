@@ -95,7 +95,7 @@ def run_span(
     run_id: str,
     *,
     node_id: str | None = None,
-    caller: str | None = None,
+    caller: object = None,
     invocation_id: str | None = None,
     parent: TraceContext | None = None,
 ) -> AbstractContextManager[Span]:
@@ -104,7 +104,7 @@ def run_span(
         return _passing(parent)
     attributes: dict[str, AttributeValue] = {WORKFLOW_NAME: workflow, RUN_ID: run_id}
     known = ((NODE_ID, node_id), (CALLER, caller), (INVOCATION_ID, invocation_id))
-    attributes.update({name: value for name, value in known if value is not None})
+    attributes.update({name: str(value) for name, value in known if value is not None})
     return _span(f"{RUN_SPAN} {workflow}", SpanKind.INTERNAL, attributes, parent)
 
 

@@ -48,7 +48,18 @@ class Run:
             ``asyncio.wait``: a task that awaits the future itself cancels it when cancelled.
     """
 
-    __slots__ = ("_loop", "_recording", "_state", "_tasks", "_threads", "_timer", "info", "outcome")
+    __slots__ = (
+        "_loop",
+        "_recording",
+        "_state",
+        "_tasks",
+        "_threads",
+        "_timeout_secs",
+        "_timer",
+        "_waiters",
+        "info",
+        "outcome",
+    )
 
     def __init__(
         self,
@@ -68,13 +79,14 @@ class Run:
         self._state = RunState(table)
         self._tasks: dict[asyncio.Task[None], _Place] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timeout_secs = timeout_secs
+        self._waiters: list[asyncio.Future[None]] = []
         _ALIVE.add(self)
         # The first slice is scheduled before the deadline: with no time at all, what never waits still succeeds.
         place = _Place()
         self._spawn(self._lead(event, place, trace_parent), place)
         if info.deadline is not None:
-            why = f"workflow timed out after {timeout_secs:.10g}s"
-            self._timer = self._loop.call_at(info.deadline, self._stop, why)
+            self._timer = self._loop.call_at(info.deadline, self._time_out)
 
     async def wait(self) -> WorkflowResult:
         """Wait for the outcome. Cancelling this wait leaves the run alone.
@@ -82,7 +94,15 @@ class Run:
         Raises:
             WorkflowError: The run failed, timed out or was cancelled.
         """
-        return await asyncio.shield(self.outcome)
+        if not self.outcome.done():
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append(waiter)  # woken by the end itself: shielding the outcome takes the loop a turn more
+            try:
+                await waiter
+            finally:
+                if not self.outcome.done():
+                    self._waiters.remove(waiter)
+        return self.outcome.result()
 
     def cancel(self) -> None:
         """End the run as ``workflow cancelled``, if it is not over; its steps are cancelled and not waited for."""
@@ -101,7 +121,7 @@ class Run:
             info.workflow_name,
             info.run_id,
             node_id=info.node_id,
-            caller=str(info.caller),
+            caller=info.caller,
             invocation_id=info.invocation_id,
             parent=trace_parent,
         ) as span:
@@ -190,6 +210,9 @@ class Run:
         self._tasks[task] = place
         task.add_done_callback(self._over)
 
+    def _time_out(self) -> None:
+        self._stop(f"workflow timed out after {self._timeout_secs:.10g}s")
+
     def _stop(self, why: str) -> None:
         commands = self._state.stopped(WorkflowError(why))
         if isinstance(commands, Ended):
@@ -206,6 +229,9 @@ class Run:
             elif ended.error is not None:
                 self.outcome.set_exception(ended.error)
                 self.outcome.exception()  # nobody need ask for it: no warning then
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         current = asyncio.current_task(self._loop)
         others = [task for task in self._tasks if task is not current]
         for task in others:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import uuid
+import secrets
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
@@ -140,7 +140,7 @@ class Workflow:
             timeout_secs = round(max(0.0, deadline - clock()), 3)
         info = RunInfo(
             workflow_name=self.name,
-            run_id=run_id if run_id is not None else uuid.uuid4().hex,
+            run_id=run_id if run_id is not None else secrets.token_hex(16),
             caller=caller,
             invocation_id=invocation_id,
             node_id=node_id,

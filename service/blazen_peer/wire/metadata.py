@@ -37,7 +37,7 @@ class CallMetadata:
     Attributes:
         invocation_id: 1 to 128 visible ASCII characters; None from clients that send none.
         client_node_id: What the client calls itself, for logs and spans alone: it proves nothing.
-        timeout_ms: The exact time that the run may take; the envelope has whole seconds, rounded up.
+        timeout_ms: The exact time that the run may take, where it is no whole number of seconds: the envelope rounds up.
         trace: W3C ``traceparent`` and ``tracestate``, as they came.
     """
 
