@@ -7,9 +7,9 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -22,7 +22,7 @@ from blazen_peer.credentials import TokenSource
 from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError, WorkflowError
 from blazen_peer.identity import check_node_id
 from blazen_peer.runtime.result import WorkflowResult
-from blazen_peer.transport.channels import Channels, run_in_background
+from blazen_peer.transport.channels import Channels, Endpoint, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import PEER_SERVICE
 from blazen_peer.transport.status import raised_by
@@ -30,6 +30,8 @@ from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata, PeerTraits
 
 __all__ = ["PeerClient"]
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECS: Final = 5.0
 UNTOLD_TIMEOUT_SECS: Final = 3600.0  # how long to wait where neither the call nor the peer says
@@ -134,7 +136,8 @@ class PeerClient:
                     }
                 )
             pairs = metadata.encode() + list(telemetry.inject().items())
-            return _result_of(await self._sent(request, pairs, deadline_secs))
+            call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=[*self._authorization(), *pairs])
+            return _result_of(await self._answer(call))
 
     def run_remote_workflow_blocking(
         self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
@@ -148,12 +151,9 @@ class PeerClient:
         Raises:
             PeerError: The call failed; kind "Unsupported" from a peer that is not one of ours.
         """
-        try:
-            return await self._channels.here().describe(
-                control_pb2.DescribeRequest(), timeout=timeout_secs, metadata=self._authorization()
-            )
-        except grpc.aio.AioRpcError as error:
-            raise raised_by(error) from error
+        timeout_secs = _bounded_secs(timeout_secs)
+        call = self._endpoint().describe(control_pb2.DescribeRequest(), timeout=timeout_secs, metadata=self._authorization())
+        return await self._answer(call)
 
     def describe_blocking(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> control_pb2.DescribeResponse:
         """Do what :meth:`describe` does while this thread waits."""
@@ -186,7 +186,8 @@ class PeerClient:
 
     async def _greet(self, timeout_secs: float) -> None:
         """Make sure that a peer answers, and learn its traits. UNIMPLEMENTED is an answer: Blazen's own have no health."""
-        call = self._channels.here().check_health(health_pb2.HealthCheckRequest(), timeout=check_timeout_secs(timeout_secs))
+        timeout_secs = _bounded_secs(timeout_secs)
+        call = self._endpoint().check_health(health_pb2.HealthCheckRequest(), timeout=timeout_secs)
         try:
             await call
         except grpc.aio.AioRpcError as error:
@@ -202,6 +203,14 @@ class PeerClient:
         """Return the message, what travels beside it, and the RPC's own deadline in seconds."""
         if isinstance(step_ids, str):
             raise ValidationError("step_ids is one string: give a list of step ids")
+        if not isinstance(step_ids, Iterable):
+            raise ValidationError(f"step_ids is {type(step_ids).__name__}: give a list of step ids")
+        step_ids = tuple(step_ids)
+        for name in (workflow_name, *step_ids):
+            if not isinstance(name, str):
+                raise ValidationError(f"names of workflows and steps are text, not {type(name).__name__}")
+        if not isinstance(input_json, str):
+            raise ValidationError(f"input_json is {type(input_json).__name__}: give JSON text, such as json.dumps makes")
         try:
             jsontext.parse(input_json)
         except ValidationError as error:
@@ -209,23 +218,25 @@ class PeerClient:
         told_ms = self._traits.default_timeout_ms
         run_secs, whole_secs, timeout_ms = UNTOLD_TIMEOUT_SECS if told_ms is None else told_ms / 1000, None, None
         if timeout_secs is not None:
-            run_secs = min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
+            run_secs = _bounded_secs(timeout_secs)
             whole_secs = math.ceil(run_secs)
-            timeout_ms = None if whole_secs == run_secs else math.ceil(run_secs * 1000)
+            timeout_ms = None if whole_secs == run_secs else math.ceil(round(run_secs * 1000, 6))
         try:
-            envelope = SubWorkflowRequest(workflow_name, tuple(step_ids), input_json.encode(), whole_secs).encode()
+            envelope = SubWorkflowRequest(workflow_name, step_ids, input_json.encode(), whole_secs).encode()
         except EncodeError as error:
             raise ValidationError(str(error)) from None
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
         metadata = CallMetadata(_new_id(), self._node_id, timeout_ms)
         return message, metadata, run_secs + MARGIN_SECS
 
-    async def _sent(self, message: bytes, pairs: list[tuple[str, str]], deadline_secs: float) -> bytes:
-        """Send one InvokeSubWorkflow and return the answer's message."""
+    def _endpoint(self) -> Endpoint:
         if self._channels.closed:
             raise ValidationError("this client is closed: connect a new one")
+        return self._channels.here()
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        """Return what *call* is answered with, or raise the error of ours that its end means."""
         try:
-            call = self._channels.here().invoke(message, timeout=deadline_secs, metadata=[*self._authorization(), *pairs])
             return await call
         except grpc.aio.AioRpcError as error:
             raise raised_by(error) from error
@@ -240,6 +251,10 @@ class PeerClient:
             return ()
         value = self._minter.header_value(self._tokens.keys(), now=time.time(), new_jti=_new_id)
         return ((AUTHORIZATION, value),)
+
+
+def _bounded_secs(timeout_secs: float) -> float:
+    return min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
 
 
 def _new_id() -> str:
