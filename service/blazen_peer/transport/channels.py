@@ -12,7 +12,6 @@ import concurrent.futures
 import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -67,7 +66,7 @@ class Channels:
 
     def __init__(self, target: str, max_message_bytes: int) -> None:
         self._target, self._max_message_bytes = target, max_message_bytes
-        self._endpoints: WeakKeyDictionary[asyncio.AbstractEventLoop, Endpoint] = WeakKeyDictionary()
+        self._endpoints: dict[asyncio.AbstractEventLoop, Endpoint] = {}
         self._lock = threading.Lock()
         self.closed = False
 
@@ -78,6 +77,8 @@ class Channels:
         if endpoint is None:
             endpoint = Endpoint(self._target, self._max_message_bytes)
             with self._lock:
+                for over in [known for known in self._endpoints if known.is_closed()]:
+                    del self._endpoints[over]  # an endpoint holds its loop, so that neither would ever go by itself
                 self._endpoints[loop] = endpoint
         return endpoint
 
