@@ -120,8 +120,12 @@ class ConsoleCommand:
         assert done.returncode == self.code, f"{self.command}\n{done.stdout}"
         got = _trimmed(done.stdout)
         if self.shown:
-            same = doctest.OutputChecker().check_output(self.shown, got, doctest.ELLIPSIS)
-            assert same, f"{self.command}\n--- shown\n{self.shown}\n--- printed\n{got}"
+            assert _matches(self.shown, got), f"{self.command}\n--- shown\n{self.shown}\n--- printed\n{got}"
+
+
+def _matches(shown: str, printed: str) -> bool:
+    """Say whether *printed* is what a document shows, in which ``...`` stands for anything."""
+    return doctest.OutputChecker().check_output(_trimmed(shown), _trimmed(printed), doctest.ELLIPSIS)
 
 
 def _trimmed(text: str) -> str:
@@ -150,6 +154,12 @@ def commands_of(text: str, *, outputs: bool = True) -> list[ConsoleCommand]:
 def console_commands() -> Callable[..., Sequence[ConsoleCommand]]:
     """The commands of a document: ``console_commands(text, outputs=True)``."""
     return commands_of
+
+
+@pytest.fixture
+def matches() -> Callable[[str, str], bool]:
+    """``matches(shown, printed)``, where ``...`` in *shown* stands for anything."""
+    return _matches
 
 
 @pytest.fixture
