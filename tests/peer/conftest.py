@@ -108,10 +108,15 @@ class RawPeer:
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """Find the handler of a call, as ``grpc.GenericRpcHandler`` does."""
         if details.method == "/grpc.health.v1.Health/Check":
-            return grpc.unary_unary_rpc_method_handler(self.greet) if self.greet else None
+            return grpc.unary_unary_rpc_method_handler(self._greeted) if self.greet else None
         if details.method == "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow" and self.answer:
             return grpc.unary_unary_rpc_method_handler(self._answered)
         return None
+
+    async def _greeted(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        assert self.greet is not None
+        self.connections.add(context.peer())
+        return await self.greet(message, context)
 
     async def _answered(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         assert self.answer is not None
