@@ -218,6 +218,15 @@ def test_missing_module(serve: Start) -> None:
     assert refused(serve(app="nowhere")) == (2, "blazen-peer: cannot import nowhere: no module named 'nowhere'")
 
 
+def test_not_held_by_a_thread_of_the_application(serve: Start, app_dir: Path) -> None:
+    """A peer that cannot start ends at once, though its application has started a thread that would hold the process."""
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+    (app_dir / "threaded.py").write_text(thread + APP)
+    code, line = refused(serve(app="threaded", listen="here"))
+    assert code == 2
+    assert "listen address 'here' is not valid" in line
+
+
 def test_token_file_is_read_again(serve: Start, app_dir: Path) -> None:
     """A token that changes in its file counts without a restart; the one in the previous file counts as well."""
     (app_dir / "token").write_text("a" * 40)

@@ -157,17 +157,17 @@ def run(
         ):
             trace_id = telemetry.current_trace_id()
             result = client.run_remote_workflow_blocking(workflow, step or [], text, timeout)
+        if as_json:
+            print_json({"result": result.result, "trace_id": trace_id})
+        else:
+            show_result(result)
+            if trace_id is not None:
+                console.print(f"trace {trace_id}", style="dim", highlight=False)
     except KeyboardInterrupt:
         what = "stopped waiting; a run that has begun goes on at the peer until it ends or its time is over"
         raise typer.Exit(fail(Exit.INTERRUPTED, "Interrupted", what, as_json=as_json)) from None
     finally:
         end_tracing()
-    if as_json:
-        print_json({"result": result.result, "trace_id": trace_id})
-        return
-    show_result(result)
-    if trace_id is not None:
-        console.print(f"trace {trace_id}", style="dim", highlight=False)
 
 
 @app.command(epilog="Exit codes: 0 done, 2 wrong use, 3 refused, 5 transport, 1 any other failure of the call.")
