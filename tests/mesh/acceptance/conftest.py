@@ -37,7 +37,7 @@ from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
 INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 TOKEN = "the-shared-token-of-this-mesh-0123456789"
-QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
+QUICK = ServerSettings(lame_duck_secs=0, drain_secs=5)
 WAIT_SECS = 20.0
 
 Pairs = Sequence[tuple[str, str]]
@@ -76,9 +76,10 @@ class Remote:
         return mint(TokenKeys.from_tokens(token), node, now=time.time() - age_secs, jti=secrets.token_hex(8))
 
     @staticmethod
-    def message(step_id: str, document: Any = None, *, version: int = 1) -> bytes:
+    def message(step_id: str, document: Any = None, *, version: int = 1, timeout_secs: int | None = 10) -> bytes:
         """Return the request message of one step with an input."""
-        envelope = SubWorkflowRequest("raw", (step_id,), json.dumps(document).encode(), 10, envelope_version=version)
+        input_json = json.dumps(document).encode()
+        envelope = SubWorkflowRequest("raw", (step_id,), input_json, timeout_secs, envelope_version=version)
         return PostcardRequest(postcard_payload=envelope.encode()).SerializeToString()
 
     @property
@@ -107,16 +108,26 @@ class Remote:
         options = {"token": TOKEN, **options}
         return await self._clients.enter_async_context(await PeerClient.connect_async(address or self.egress, node, **options))
 
-    async def invoke(self, request: bytes, metadata: Pairs = (), *, past_sidecar: bool = False) -> SubWorkflowResponse:
-        """Send raw bytes with raw metadata, and return the answer's envelope.
+    async def invoke(
+        self,
+        request: bytes,
+        metadata: Pairs = (),
+        *,
+        past_sidecar: bool = False,
+        channel: grpc.aio.Channel | None = None,
+        timeout_secs: float | None = 10,
+    ) -> SubWorkflowResponse:
+        """Send raw bytes with raw metadata (on *channel*, where one is given), and return the answer's envelope.
 
         Raises:
             BlazenError: What our own client makes of the refusal; its ``__cause__`` is gRPC's.
         """
-        address = (self.straight if past_sidecar else self.egress).removeprefix("http://")
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with AsyncExitStack() as stack:
+            if channel is None:
+                address = (self.straight if past_sidecar else self.egress).removeprefix("http://")
+                channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
             try:
-                answer = await channel.unary_unary(INVOKE)(request, metadata=tuple(metadata), timeout=10)
+                answer = await channel.unary_unary(INVOKE)(request, metadata=tuple(metadata), timeout=timeout_secs)
             except grpc.aio.AioRpcError as error:
                 raise raised_by(error) from error
         return SubWorkflowResponse.decode(PostcardResponse.FromString(answer).postcard_payload)
@@ -205,7 +216,8 @@ class PeerProcess:
         argv = [sys.executable, "-m", "blazen_peer.cli", "serve", "--app", "peer_app", "--node-id", self.node]
         argv += ["--listen", self.mesh.listen(self.node), "--sidecar-proof-file", str(self.mesh.proof_file(self.node))]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BLAZEN_", "OTEL_"))}
-        ours = {"BLAZEN_PEER_TOKEN": TOKEN, "JOURNAL": str(self._journal), "PYTHONPATH": str(Path(__file__).parent)}
+        path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        ours = {"BLAZEN_PEER_TOKEN": TOKEN, "JOURNAL": str(self._journal), "PYTHONPATH": path}
         self.child = await Child.start(
             f"{self.node}'s peer",
             [*argv, "--lame-duck-secs", "0", *options],

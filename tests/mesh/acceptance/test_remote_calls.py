@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from blazen_peer import (
     EncodeError,
     EnvelopeVersionError,
+    OverloadedError,
+    ServerSettings,
     StartEvent,
     StopEvent,
     UnauthenticatedError,
@@ -49,12 +51,18 @@ async def test_caller_is_the_certified_name(remote: Any) -> None:
 
 @pytest.mark.slow
 async def test_step_of_20_secs(remote: Any) -> None:
-    """A step that takes 20 s is waited for, executed once: no sidecar cuts it (Envoy's default is 15 s)."""
+    """A step that takes 20 s is waited for, executed once: no sidecar cuts it (Envoy's default is 15 s), neither with the
+    deadline that our client sends nor without any, as Blazen's own clients call."""
     client = await remote.connect()
     begun = time.monotonic()
-    assert (await client.run_remote_workflow("wait", ["demo::wait"], "20", 60)).result == 20
+    request = remote.message("demo::wait", 20, timeout_secs=None)
+    ours, theirs = await asyncio.gather(
+        client.run_remote_workflow("wait", ["demo::wait"], "20", 60),
+        remote.invoke(request, [remote.bearer(remote.jwt())], timeout_secs=None),
+    )
     assert time.monotonic() - begun >= 20
-    assert remote.begun == {"demo::wait": 1}
+    assert (ours.result, theirs.result_json) == (20, b"20")
+    assert remote.begun == {"demo::wait": 2}
 
 
 async def test_five_megabytes_both_ways(remote: Any) -> None:
@@ -103,6 +111,20 @@ async def test_no_time_at_all(remote: Any) -> None:
     with pytest.raises(WorkflowError, match=r"^workflow timed out after 0s$"):
         await client.run_remote_workflow("hold", ["demo::hold"], "null", 0)
     assert (remote.begun["demo::echo"], remote.finished["demo::hold"]) == (1, 0)
+
+
+async def test_over_a_limit(start_remote: Any) -> None:
+    """One run more than may be is refused, with the time after which to try again; it was not executed."""
+    remote = await start_remote(server={"settings": ServerSettings(lame_duck_secs=0, max_runs=1)})
+    client = await remote.connect()
+    call = asyncio.create_task(client.run_remote_workflow("hold", ["demo::hold"], "null", 30))
+    await asyncio.wait_for(remote.held.wait(), 10)
+    with pytest.raises(OverloadedError) as caught:
+        await client.run_remote_workflow("echo", ["demo::echo"], "null")
+    assert caught.value.retry_after_secs == 1
+    remote.release.set()
+    await call
+    assert remote.begun == {"demo::hold": 1}
 
 
 async def test_newer_envelope(remote: Any) -> None:

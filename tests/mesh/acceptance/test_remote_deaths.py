@@ -84,15 +84,23 @@ async def test_nobody_there(remote: Any, who: str) -> None:
 
 
 async def test_drained_peer_finishes_what_runs(remote: Any) -> None:
-    """A peer that stops in good order answers the run in progress through both sidecars first."""
+    """A peer that stops in good order refuses new calls, which cannot have run, and still answers the run in progress."""
     client = await remote.connect()
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await asyncio.wait_for(remote.held.wait(), 10)
     draining = asyncio.create_task(remote.server.drain())
-    await asyncio.sleep(0)
+
+    async def call_until_refused() -> None:
+        while True:
+            await client.run_remote_workflow("echo", ["demo::echo"], "null")
+
+    with pytest.raises(TransportError, match="going away") as caught:
+        await asyncio.wait_for(call_until_refused(), 4)  # within drain_secs, after which the run would be cancelled
+    assert caught.value.may_have_run is False
+    assert not call.done()
     remote.release.set()
     assert (await asyncio.wait_for(call, 10)).result is None
-    await draining
+    await asyncio.wait_for(draining, 10)
     assert remote.finished == {"demo::hold": 1}
 
 

@@ -16,7 +16,6 @@ from blazen_certs import Authority
 from blazen_peer import PermissionDeniedError, TransportError
 
 pytestmark = pytest.mark.envoy
-INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 FORGED_IDENTITY = (
     "x-forwarded-client-cert",
     f"By=spiffe://mesh.test/peer/analyst;Hash={'0' * 64};URI=spiffe://mesh.test/peer/archive",
@@ -95,23 +94,30 @@ async def test_require_identity_of_the_command(start_remote: Any, start_process:
     assert peer.executions("demo::strict") == 1
 
 
-async def tls_call(remote: Any, identity: Path | None) -> grpc.aio.AioRpcError:
-    """Call analyst's ingress directly over TLS, showing *identity*'s certificate or none, and return how it failed."""
+def tls_channel(remote: Any, *, certificate: bool) -> grpc.aio.Channel:
+    """Return a channel straight to analyst's ingress over TLS, with intake's certificate or none."""
     home = remote.mesh.identities["intake"] / "current"
-    shown = (None, None) if identity is None else ((identity / "tls.key").read_bytes(), (identity / "tls.crt").read_bytes())
+    shown = [(home / name).read_bytes() for name in ("tls.key", "tls.crt")] if certificate else []
     credentials = grpc.ssl_channel_credentials((home / "bundle.crt").read_bytes(), *shown)
     address = str(remote.mesh.definition.peers["analyst"].sidecar)
-    options = [("grpc.ssl_target_name_override", "analyst.mesh.test")]
-    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-        headers = [remote.bearer(remote.jwt())]
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(INVOKE)(remote.message("demo::echo", 1), metadata=headers, timeout=5)
-    return caught.value
+    return grpc.aio.secure_channel(address, credentials, options=[("grpc.ssl_target_name_override", "analyst.mesh.test")])
+
+
+@pytest.mark.parametrize("forged", FORGERIES)
+async def test_forged_by_one_who_holds_a_certificate(remote: Any, forged: list[tuple[str, str]]) -> None:
+    """Whoever has intake's key and needs no sidecar can forge no more: the ingress itself replaces every such header."""
+    async with tls_channel(remote, certificate=True) as channel:
+        headers = [remote.bearer(remote.jwt()), *forged]
+        answer = await remote.invoke(remote.message("demo::caller"), headers, channel=channel)
+    assert answer.result_json == b'"spiffe://mesh.test/peer/intake"'
+    assert remote.begun == {"demo::caller": 1}
 
 
 async def test_no_client_certificate(remote: Any) -> None:
     """With the right token and no client certificate the handshake is refused, and nothing is executed."""
-    assert (await tls_call(remote, None)).code() is grpc.StatusCode.UNAVAILABLE
+    async with tls_channel(remote, certificate=False) as channel:
+        with pytest.raises(TransportError):
+            await remote.invoke(remote.message("demo::echo", 1), [remote.bearer(remote.jwt())], channel=channel)
     entries = await remote.mesh.wait_log("analyst", log="connection")
     assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in entries[0]["failure"]
     assert not remote.begun
@@ -167,6 +173,18 @@ async def test_bad_certificate(
     assert not remote.begun
 
 
+async def test_callee_of_another_authority(start_remote: Any, certificates: Authority, short_dir: Path) -> None:
+    """A caller whose sidecar does not trust the other end is told, from connect on, that nothing was sent; nothing ran."""
+    other = Authority.create(short_dir / "other", "mesh.test").issue("analyst").path
+    remote = await start_remote(identities={"analyst": other})
+    for attempt in (remote.connect(), remote.invoke(remote.message("demo::echo", 1), [remote.bearer(remote.jwt())])):
+        with pytest.raises(TransportError) as caught:
+            await attempt
+        assert caught.value.may_have_run is False
+    assert "CERTIFICATE_VERIFY_FAILED" in (await remote.mesh.wait_log("intake", log="call"))[0]["upstream_failure"]
+    assert not remote.begun
+
+
 async def test_node_without_a_flow(start_remote: Any, start_mesh: Any) -> None:
     """A node of the right CA that no flow lets in gets PermissionDeniedError, from connect on; nothing is executed."""
     nodes = ("intake", "analyst", "archive")
@@ -180,8 +198,7 @@ async def test_node_without_a_flow(start_remote: Any, start_mesh: Any) -> None:
         await remote.connect("archive", address=f"http://{stray.egress('archive', 'analyst')}")
     async with grpc.aio.insecure_channel(stray.egress("archive", "analyst")) as channel:
         for authorization in (remote.bearer(), remote.bearer(remote.jwt("archive"))):
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(INVOKE)(remote.message("demo::echo", 1), metadata=[authorization], timeout=5)
-            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            with pytest.raises(PermissionDeniedError):
+                await remote.invoke(remote.message("demo::echo", 1), [authorization], channel=channel)
     assert not remote.begun
     assert (await (await remote.connect()).run_remote_workflow("echo", ["demo::echo"], "1")).result == 1
