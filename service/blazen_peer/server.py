@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -202,7 +203,7 @@ class PeerServer:
 
     def _bound(self, address: ListenAddress, listen_address: str) -> str:
         try:
-            port = self._grpc.add_insecure_port(address.target)
+            port = 0 if _is_taken(address) else self._grpc.add_insecure_port(address.target)
         except RuntimeError:
             port = 0
         if port == 0:
@@ -232,3 +233,18 @@ class PeerServer:
         if self._invocations.cancel_all():
             await asyncio.sleep(0)  # let the cancelled runs' answers be written
         await self._grpc.stop(None if self._stopped.is_set() else CANCEL_GRACE_SECS / 4)
+
+
+def _is_taken(address: ListenAddress) -> bool:
+    """Say whether somebody listens on a Unix socket: gRPC would take it away from them. A stale file may go."""
+    if address.host is not None:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(address.target.removeprefix("unix:"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+    return True
