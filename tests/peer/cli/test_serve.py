@@ -214,7 +214,7 @@ def test_beyond_loopback_wants_a_token(serve: Start) -> None:
 
 
 def test_missing_module(serve: Start) -> None:
-    """An application that cannot be imported is one line, and exit code 2; more such cases are in ``test_cli.py``."""
+    """An application that cannot be imported is one line, and exit code 2; more such cases are in ``test_usage.py``."""
     assert refused(serve(app="nowhere")) == (2, "blazen-peer: cannot import nowhere: no module named 'nowhere'")
 
 

@@ -1,0 +1,55 @@
+"""``blazen-peer describe`` and ``blazen-peer token``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from blazen_peer.auth import TokenKeys
+
+Command = Callable[..., Any]
+StartPeer = Callable[..., Any]
+
+
+def test_describe_for_people(a_peer: StartPeer, command: Command) -> None:
+    """Steps with what they accept and emit, and the fields of typed events; workflows; limits."""
+    outcome = command("describe", a_peer().address)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert lines[0].startswith("node-b version 0.")
+    assert lines[1] == "limits: 4096 runs at once, 300 s a run (3600 s when asked for), 64 MiB a message"
+    assert "demo::greet blazen::StartEvent demo::Greeted" in lines
+    assert "who: string text: string" in lines
+    assert "times: integer or null" in lines
+    assert "echo demo::echo" in lines
+
+
+def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
+    """``--json`` has everything, durations in seconds, with a JSON Schema for each typed event and null for others."""
+    outcome = command("describe", a_peer().address, "--json")
+    assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
+    said = json.loads(outcome.out)
+    assert list(said) == ["node_id", "version", "envelope_version", "instance_id", "limits", "steps", "workflows"]
+    assert (said["node_id"], said["envelope_version"]) == ("node-b", 1)
+    assert said["limits"] == {
+        "max_message_bytes": 64 * 1024 * 1024,
+        "max_runs": 4096,
+        "default_timeout_secs": 300.0,
+        "max_timeout_secs": 3600.0,
+    }
+    assert said["workflows"] == [{"name": "echo", "step_ids": ["demo::echo"]}]
+    steps = {step["id"]: step for step in said["steps"]}
+    assert list(steps) == ["demo::boom", "demo::echo", "demo::greet", "demo::hold"]
+    assert steps["demo::echo"]["accepts"] == [{"event_type": "blazen::StartEvent", "json_schema": None}]
+    greeting = steps["demo::greet"]["accepts"][0]["json_schema"]
+    assert (greeting["required"], greeting["properties"]["who"]["type"]) == (["who"], "string")
+    assert steps["demo::greet"]["emits"][0]["event_type"] == "demo::Greeted"
+
+
+def test_token(command: Command) -> None:
+    """Each token is another, and good for a peer."""
+    first, second = command("token"), command("token")
+    assert (first.code, first.err) == (0, "")
+    assert first.out != second.out
+    assert TokenKeys.from_tokens(first.out.strip(), second.out.strip())
