@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -55,6 +55,29 @@ async def test_admitted(remote: Any, headers: Headers) -> None:
 async def test_refused(remote: Any, headers: Headers) -> None:
     """Anything but exactly one good ``authorization`` is UNAUTHENTICATED, and nothing is executed."""
     await refused(remote, headers(remote), UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED)
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "blazen.peer.v1.BlazenPeer/InvokeSubWorkflow",
+        "blazen.peer.v1.BlazenPeer/StreamSubWorkflowEvents",
+        "no.such.Service/Method",
+    ],
+)
+async def test_every_method_is_behind_the_gate(remote: Any, method: str, kind: str) -> None:
+    """Without a token every method is refused alike, served or not, unary or streaming: nobody learns what there is."""
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield remote.message("demo::echo", 1)
+
+    async with grpc.aio.insecure_channel(remote.egress.removeprefix("http://")) as channel:
+        request = remote.message("demo::echo", 1) if kind.startswith("unary") else messages()
+        call = getattr(channel, kind)(f"/{method}")(request, timeout=10)
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await call.details() == "the call was refused: a valid token is needed"
+    assert not remote.begun
 
 
 async def test_jwt_of_another_node(remote: Any) -> None:
