@@ -57,7 +57,7 @@ class WorkflowError(BlazenError):
     """The workflow ran and failed.
 
     Attributes:
-        message: What failed, without the wire's ``workflow error:`` in front.
+        message: What failed; from a peer, the text of its answer as it came (``workflow error: step 'x' failed: boom``).
         step_id: The step that failed, where one did and it is known (a remote failure tells it in the message alone).
     """
 
