@@ -195,7 +195,9 @@ async def test_input_that_is_not_json(serve: Serve, raw_call: RawCall, input_jso
 FAILURES = [
     pytest.param("demo::fails", None, "workflow error: step 'demo::fails' failed: boom: é\nsecond line", id="a-step-raises"),
     pytest.param("demo::strays", None, "workflow error: no handler for event type: demo::Stray", id="nobody-accepts"),
-    pytest.param("demo::cancels_itself", None, "workflow cancelled", id="cancelled"),
+    pytest.param(
+        "demo::cancels_itself", None, "workflow error: step 'demo::cancels_itself' failed: CancelledError", id="cancels-itself"
+    ),
     pytest.param("demo::waits", 1, "workflow timed out after 1s", id="deadline"),
     pytest.param("demo::waits", 0, "workflow timed out after 0s", id="no-time-at-all"),
 ]
