@@ -183,7 +183,7 @@ def test_always_ends(step: str, code: int, serve: Start, begin: Start) -> None:
     caller = begin(peer, step)
     began = time.monotonic()
     assert peer.end(signal.SIGTERM) == code, peer.log
-    assert time.monotonic() - began < 0.2 + 5 + 2  # drain, answers and leftovers, and a slow machine
+    assert time.monotonic() - began < 0.2 + 5 + 5  # drain, answers and leftovers, and a slow machine
     caller.end(signal.SIGINT)
 
 
