@@ -5,7 +5,6 @@ Run by bench/remote_call.py as: python bench/echo_server.py PORT
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import grpc
