@@ -9,12 +9,11 @@ No error text holds anything of the document: logs and statuses carry these text
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from math import isfinite
 from typing import Any, TypeAlias
 
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from blazen_peer.errors import ValidationError
 
@@ -29,14 +28,13 @@ MAX_WHY_CHARS = 200
 _TOO_DEEP = f"nesting is over {MAX_NESTING} levels"
 _CONTAINERS = (dict, list, tuple)
 _VALUES = (str, int, float, type(None), *_CONTAINERS)
-_PLAIN = frozenset({str, bool, type(None)})  # nothing to check in these
+_UNCHECKED = frozenset({str, bool, type(None), *_CONTAINERS})  # nothing to check in one of these by itself
+_LEAVES = frozenset({str, bool, type(None), int, float})  # nothing below these
 
 # A number out of range shows as 19 digits in a row or as an exponent of three. Mapping bytes and searching them is ten times as
 # fast as a regular expression, and the exact walk that follows a hit may be wrong about nothing.
 _SHAPES = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x65 if byte in b"eE" else 0x20 for byte in range(256))
 _LONG_DIGITS, _LONG_EXPONENT = b"0" * 19, b"e000"
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
 
 
 def parse(text: bytes | str) -> JsonValue:
@@ -65,13 +63,10 @@ def dump(value: object) -> str:
         ValidationError: It holds something else, or breaks a limit; the text is a short reason.
     """
     _check(value)
-    text = _ENCODER.encode(value)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValidationError("a lone surrogate is not JSON") from None
-    return text
+    try:
+        return to_json(value).decode()
+    except (UnicodeEncodeError, PydanticSerializationError):  # all else that JSON cannot carry is refused above
+        raise ValidationError("a lone surrogate is not JSON") from None
 
 
 def _value(document: bytes) -> JsonValue:
@@ -121,9 +116,9 @@ def _check(value: object) -> None:
     level: list[object] = [value]
     for nesting in range(MAX_NESTING + 1):
         kinds = set(map(type, level))
-        for kind in kinds - _PLAIN:
+        for kind in kinds - _UNCHECKED:
             _check_kind(kind, level)
-        if kinds.isdisjoint(_CONTAINERS) and not any(issubclass(kind, _CONTAINERS) for kind in kinds):
+        if kinds <= _LEAVES or not any(issubclass(kind, _CONTAINERS) for kind in kinds):
             return
         if nesting == MAX_NESTING:
             break
