@@ -194,7 +194,10 @@ class PeerClient:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return
             await self.aclose()
-            raise raised_by(error) from error
+            failure = raised_by(error)
+            if isinstance(failure, TransportError):  # a health check runs nothing, whatever became of it
+                failure = type(failure)(str(failure), may_have_run=False)
+            raise failure from error
         self._traits = PeerTraits.decode(await call.trailing_metadata() or ())
 
     def _prepared(
