@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler
 
-from blazen_peer import PeerClient, PeerServer
+from blazen_peer import PeerClient, PeerServer, telemetry
 from blazen_peer.config import ServerSettings
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto import peer_pb2
@@ -141,3 +146,21 @@ def raw_peer(stack: AsyncExitStack) -> RawPeers:
         return peer
 
     return start
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., InMemorySpanExporter]]:
+    """Turn tracing on for this test alone (OpenTelemetry lets a process do so once): ``traced(sampler=None)``."""
+    providers: list[TracerProvider] = []
+
+    def turn_on(sampler: Sampler | None = None) -> InMemorySpanExporter:
+        exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=sampler)
+        providers.append(provider)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+        monkeypatch.setattr(telemetry, "_TRACER", provider.get_tracer(telemetry.TRACER))
+        return exporter
+
+    yield turn_on
+    for provider in providers:
+        provider.shutdown()

@@ -1,10 +1,9 @@
-"""A client by itself: connecting from anywhere, what it checks before it sends, how long it waits, how it ends."""
+"""A client by itself: what it checks before it sends, what it sends, how long it waits, how it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -52,108 +51,6 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - polled, as it comes from elsewhere
             await asyncio.sleep(0.001)
-
-
-ADDRESSES = [
-    pytest.param("", id="empty"),
-    pytest.param("http://", id="no-host"),
-    pytest.param("127.0.0.1", id="no-port"),
-    pytest.param("http://127.0.0.1:0", id="port-0"),
-    pytest.param("http://127.0.0.1:65536", id="port-beyond"),
-    pytest.param("https://127.0.0.1:1", id="https"),
-    pytest.param("ftp://127.0.0.1:1", id="another-scheme"),
-    pytest.param("http://user@127.0.0.1:1", id="user"),
-    pytest.param("http://127.0.0.1:1/path", id="path"),
-    pytest.param("unix:", id="no-path"),
-    pytest.param("http://::1:50051", id="ipv6-without-brackets"),
-]
-
-
-@pytest.mark.parametrize("address", ADDRESSES)
-def test_bad_addresses(address: str) -> None:
-    """An address that is none is a ValidationError at once."""
-    with pytest.raises(ValidationError):
-        PeerClient.connect(address, "node-a")
-
-
-@pytest.mark.parametrize("node_id", ["", "-a", "a b", "a/b", "x" * 129, "é"])
-def test_bad_node_ids(node_id: str) -> None:
-    """A node id that is none is a ValidationError at once."""
-    with pytest.raises(ValidationError):
-        PeerClient.connect("http://127.0.0.1:1", node_id)
-
-
-@pytest.mark.parametrize("timeout_secs", [-1, math.nan, "5", True])
-def test_bad_connect_timeouts(timeout_secs: Any) -> None:
-    """A connect timeout that is no number from 0 on is a ValidationError."""
-    with pytest.raises(ValidationError):
-        PeerClient.connect("http://127.0.0.1:1", "node-a", timeout_secs=timeout_secs)
-
-
-@pytest.mark.parametrize("timeout_secs", [math.inf, 1e12])
-async def test_absurd_connect_timeouts(serve: Serve, connect: Connect, timeout_secs: float) -> None:
-    """An absurd connect timeout is clamped before gRPC sees it, which would fail at once."""
-    await connect(await serve(), timeout_secs=timeout_secs)
-
-
-async def test_names(serve: Serve, connect: Connect) -> None:
-    """A client tells its node id, and shows itself without secrets."""
-    client = await connect(await serve(), token="t" * 43)
-    assert client.node_id == "node-a"
-    assert "t" * 43 not in repr(client)
-
-
-def test_blocking_connect_and_call(served_in_a_thread: str) -> None:
-    """A plain thread connects and calls, in a ``with`` block."""
-    with PeerClient.connect(served_in_a_thread, "node-a") as client:
-        assert client.run_remote_workflow_blocking("w", ["echo"], "[1]").result == [1]
-        assert client.describe_blocking().node_id == "node-b"
-    with pytest.raises(ValidationError, match="closed"):
-        client.run_remote_workflow_blocking("w", ["echo"], "[1]")
-
-
-async def test_blocking_connect_inside_a_loop(served_in_a_thread: str) -> None:
-    """``connect`` inside a running loop works, and the client then serves that loop and plain calls alike."""
-    with PeerClient.connect(served_in_a_thread, "node-a") as client:
-        assert (await client.run_remote_workflow("w", ["echo"], "1")).result == 1
-        assert client.run_remote_workflow_blocking("w", ["echo"], "2").result == 2
-
-
-async def test_blocking_connect_to_the_same_loop(serve: Serve) -> None:
-    """``connect`` to a server of the very loop that it blocks ends by its timeout, and not never."""
-    server = await serve()
-    began = time.monotonic()
-    with pytest.raises(TransportError):
-        PeerClient.connect(server.address, "node-a", timeout_secs=0.3)
-    assert time.monotonic() - began < 3
-
-
-@pytest.fixture
-def served_in_a_thread(registry: Registry) -> Any:
-    """The address of a server that runs in a loop of another thread."""
-
-    @registry.step("echo")
-    async def echo(event: StartEvent) -> StopEvent:
-        return StopEvent(result=event.data)
-
-    ready, addresses = threading.Event(), []
-    over: list[Callable[[], object]] = []
-
-    async def main() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        async with PeerServer("node-b", registry=registry).serving() as server:
-            addresses.append(server.address)
-            over.append(lambda: loop.call_soon_threadsafe(stop.set))
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    assert ready.wait(10)
-    yield addresses[0]
-    over[0]()
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 TIMEOUTS = [

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -209,70 +207,6 @@ async def test_refused_at_connect(raw_peer: RawPeers, connect: Connect, code: Co
     """A health check that is refused fails the connect with the error of its status."""
     with pytest.raises(error_type):
         await connect((await raw_peer(greet=saying(code, "no"))).address)
-
-
-@contextmanager
-def listening(answer: bytes | None) -> Iterator[str]:
-    """A TCP port that accepts; it says nothing, or *answer* at once."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
-        if answer is None:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        else:
-            import threading
-
-            def serve() -> None:
-                try:
-                    while True:
-                        connection, _ = server.accept()
-                        with connection:
-                            connection.recv(1000)
-                            connection.sendall(answer)
-                except OSError:
-                    return
-
-            thread = threading.Thread(target=serve)
-            thread.start()
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
-
-
-HTTP_1 = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-
-
-@pytest.mark.parametrize("answer", [pytest.param(None, id="says-nothing"), pytest.param(HTTP_1, id="speaks-http-1")])
-async def test_a_port_that_is_no_grpc(connect: Connect, answer: bytes | None) -> None:
-    """Somebody listens who is no gRPC server: TransportError within the timeout."""
-    with listening(answer) as address:
-        began = time.monotonic()
-        with pytest.raises(TransportError) as caught:
-            await connect(address, timeout_secs=0.5)
-        assert time.monotonic() - began < 2
-        assert "\n" not in str(caught.value)
-
-
-async def test_nobody_listens(connect: Connect, free_port: int) -> None:
-    """Nobody listens: TransportError at once, and nothing can have run."""
-    began = time.monotonic()
-    with pytest.raises(TransportError) as caught:
-        await connect(f"http://127.0.0.1:{free_port}", timeout_secs=5)
-    assert caught.value.may_have_run is False
-    assert time.monotonic() - began < 2
-
-
-async def test_no_such_host(connect: Connect) -> None:
-    """A name that does not resolve: TransportError, and nothing can have run."""
-    with pytest.raises(TransportError) as caught:
-        await connect("http://no-such-host.invalid:1", timeout_secs=5)
-    assert caught.value.may_have_run is False
-
-
-async def test_no_such_socket(connect: Connect, tmp_path: Any) -> None:
-    """A Unix socket that is not there: TransportError, and nothing can have run."""
-    with pytest.raises(TransportError) as caught:
-        await connect(f"unix:{tmp_path}/none", timeout_secs=5)
-    assert caught.value.may_have_run is False
 
 
 async def test_a_peer_that_hangs(raw_peer: RawPeers, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

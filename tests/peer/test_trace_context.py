@@ -1,0 +1,95 @@
+"""W3C trace context between peers: gone on with where tracing is on, passed on where it is off, never a reason to refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind
+
+from blazen_peer import PeerClient, PeerServer, StartEvent, StopEvent, telemetry
+from blazen_peer.runtime.registry import Registry
+from blazen_peer.transport.proto import peer_pb2
+from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
+
+Serve = Callable[..., Awaitable[PeerServer]]
+Connect = Callable[..., Awaitable[PeerClient]]
+RawCall = Callable[..., Awaitable[bytes]]
+RawPeers = Callable[..., Awaitable[Any]]
+Trace = Callable[..., InMemorySpanExporter]
+
+HEADER = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+DONE = peer_pb2.PostcardResponse(postcard_payload=SubWorkflowResponse(result_json=b"null").encode()).SerializeToString()
+
+
+@pytest.fixture(autouse=True)
+def steps(registry: Registry) -> None:
+    """A step that does nothing."""
+
+    @registry.step("demo::nothing")
+    async def nothing(event: StartEvent) -> StopEvent:
+        return StopEvent()
+
+
+async def test_a_callers_trace(traced: Trace, serve: Serve, raw_call: RawCall) -> None:
+    """Any client's traceparent is gone on with; a malformed one, or two, are no reason to refuse the call."""
+    exported = traced()
+    server = await serve()
+    envelope = SubWorkflowRequest("w", ("demo::nothing",), b"1").encode()
+    for headers, trace_id in (
+        ([HEADER], "ab" * 16),
+        (["junk"], None),
+        (["00-" + "0" * 32 + "-" + "cd" * 8 + "-01"], None),
+        ([HEADER, HEADER], "ab" * 16),
+    ):
+        exported.clear()
+        await raw_call(server, envelope, metadata=[("traceparent", header) for header in headers])
+        [served] = [span for span in exported.get_finished_spans() if span.kind is SpanKind.SERVER]
+        assert (served.parent is None) == (trace_id is None)
+        assert trace_id is None or trace.format_trace_id(served.context.trace_id) == trace_id
+
+
+async def done(_: bytes, __: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    """Answer with the result null."""
+    return DONE
+
+
+async def test_off(serve: Serve, connect: Connect, raw_peer: RawPeers, raw_call: RawCall, registry: Registry) -> None:
+    """With tracing off a client sends no traceparent of its own; a caller's is passed on to the calls made in its steps."""
+    assert not telemetry.enabled()
+    peer = await raw_peer(done)
+    client = await connect(peer.address)
+
+    @registry.step("awaits")
+    async def awaits(event: StartEvent) -> StopEvent:
+        await client.run_remote_workflow("w", ["s"], "1")
+        return StopEvent()
+
+    @registry.step("blocks")
+    def blocks(event: StartEvent) -> StopEvent:
+        client.run_remote_workflow_blocking("w", ["s"], "1")
+        return StopEvent()
+
+    server = await serve()
+    for step_id in ("awaits", "blocks"):
+        for sent in ({}, {"traceparent": HEADER, "tracestate": "a=1"}):
+            peer.calls.clear()
+            await raw_call(server, SubWorkflowRequest("w", (step_id,), b"1").encode(), metadata=tuple(sent.items()))
+            [(_, metadata)] = peer.calls
+            assert {name: value for name, value in metadata.items() if name.startswith("trace")} == sent
+
+
+async def test_not_sampled(traced: Trace, serve: Serve, connect: Connect, raw_peer: RawPeers) -> None:
+    """A trace that is not sampled records nothing and tells the next peer so."""
+    exported = traced(ALWAYS_OFF)
+    peer = await raw_peer(done)
+    await (await connect(peer.address)).run_remote_workflow("w", ["s"], "1")
+    await (await connect(await serve())).run_remote_workflow("w", ["demo::nothing"], "1")
+    [(_, metadata)] = peer.calls
+    assert int(str(metadata["traceparent"])[-2:], 16) & 1 == 0  # the flag "sampled", W3C Trace Context
+    assert exported.get_finished_spans() == ()
