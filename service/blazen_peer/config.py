@@ -36,8 +36,12 @@ class ServerSettings:
         lame_duck_secs: How long a draining server goes on accepting calls after its health says NOT_SERVING: two
             health-check intervals, because sidecars notice late.
         drain_secs: How long runs may then take to finish before they are cancelled.
-        max_runs: How many runs may be in progress at once; a call beyond is refused with RESOURCE_EXHAUSTED.
+        max_runs: How many runs may be in progress at once.
+        max_queued_runs: How many more may wait for their turn, which counts against their time; a call beyond is refused with
+            RESOURCE_EXHAUSTED.
         max_message_bytes: The largest message, each way.
+        stream_events, stream_bytes: How many of a run's emitted events are kept for readers that fall behind or come back, and
+            how many bytes of them; the oldest go first.
 
     Raises:
         ValidationError: Names every setting that is out of its range.
@@ -48,7 +52,10 @@ class ServerSettings:
     lame_duck_secs: float = 10.0
     drain_secs: float = 30.0
     max_runs: int = 4096
+    max_queued_runs: int = 1024
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    stream_events: int = 1024
+    stream_bytes: int = 4 * 1024 * 1024
 
     def __post_init__(self) -> None:
         problems = [
@@ -64,7 +71,7 @@ class ServerSettings:
             raise ValidationError("; ".join(problems))
 
 
-_MAY_BE_ZERO: Final = frozenset({"lame_duck_secs", "drain_secs"})
+_MAY_BE_ZERO: Final = frozenset({"lame_duck_secs", "drain_secs", "max_queued_runs"})
 
 
 @dataclass(frozen=True, slots=True)

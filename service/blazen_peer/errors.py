@@ -13,7 +13,8 @@
         ├── PermissionDeniedError     "PermissionDenied"     known, but not allowed
         ├── OverloadedError           "Overloaded"           over a limit; ``retry_after_secs``
         ├── RefNotFoundError          "RefNotFound"          no such session ref for this caller
-        └── InvocationConflictError   "InvocationConflict"   the id was used for another request
+        ├── InvocationConflictError   "InvocationConflict"   the id was used for another request, or its answer is gone
+        └── InvocationNotFoundError   "InvocationNotFound"   no such call of this caller at that peer
 
 A plain ``PeerError`` has kind "Unsupported" (the peer lacks the call) or "Protocol" (any other status). ``kind`` is stable:
 compare it, never the text. All fields are in ``args``, so that ``repr`` and ``pickle`` work.
@@ -28,6 +29,7 @@ __all__ = [
     "EncodeError",
     "EnvelopeVersionError",
     "InvocationConflictError",
+    "InvocationNotFoundError",
     "OverloadedError",
     "PeerError",
     "PermissionDeniedError",
@@ -125,6 +127,19 @@ class TlsError(TransportError, kind="Tls"):
         super().__init__(message, may_have_run)
 
 
+class OtherProcessError(TransportError):
+    """A repeat met another process than the one that it is for; this one has run nothing. Callers see a ``TransportError``.
+
+    Attributes:
+        instance_id: Of the process that answered.
+    """
+
+    def __init__(self, message: str, instance_id: str) -> None:
+        super().__init__(message, may_have_run=False)
+        self.args = (message, instance_id)
+        self.instance_id = instance_id
+
+
 class UnknownStepError(_FixedKindError, kind="UnknownStep"):
     """The peer has no such step, or no such workflow; ``step_id`` names it where the peer said so."""
 
@@ -187,4 +202,8 @@ class RefNotFoundError(_FixedKindError, kind="RefNotFound"):
 
 
 class InvocationConflictError(_FixedKindError, kind="InvocationConflict"):
-    """The invocation id was already used by this caller for another request."""
+    """The invocation id was already used by this caller, for another request or for one whose answer is no longer kept."""
+
+
+class InvocationNotFoundError(_FixedKindError, kind="InvocationNotFound"):
+    """The peer knows no such call of this caller: unknown, forgotten, another replica's, or somebody else's."""

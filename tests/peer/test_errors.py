@@ -39,6 +39,7 @@ CASES = [
     pytest.param(errors.OverloadedError("m", 1.5), "Overloaded", "m", {"retry_after_secs": 1.5}, id="OverloadedError"),
     pytest.param(errors.RefNotFoundError("m"), "RefNotFound", "m", {}, id="RefNotFoundError"),
     pytest.param(errors.InvocationConflictError("m"), "InvocationConflict", "m", {}, id="InvocationConflictError"),
+    pytest.param(errors.InvocationNotFoundError("m"), "InvocationNotFound", "m", {}, id="InvocationNotFoundError"),
 ]
 
 

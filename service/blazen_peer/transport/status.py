@@ -22,6 +22,8 @@ from blazen_peer.errors import (
     EncodeError,
     EnvelopeVersionError,
     InvocationConflictError,
+    InvocationNotFoundError,
+    OtherProcessError,
     OverloadedError,
     PeerError,
     PermissionDeniedError,
@@ -48,6 +50,8 @@ _ROWS: Final[tuple[tuple[type[BlazenError], grpc.StatusCode, str], ...]] = (
     (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (InvocationConflictError, grpc.StatusCode.ALREADY_EXISTS, "INVOCATION_CONFLICT"),
+    (InvocationNotFoundError, grpc.StatusCode.NOT_FOUND, "INVOCATION_NOT_FOUND"),
+    (OtherProcessError, grpc.StatusCode.UNAVAILABLE, "OTHER_PROCESS"),
     (TransportError, grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
 )
 
@@ -77,6 +81,8 @@ def refusal_of(error: BlazenError) -> Refusal:
     if row is None:
         return Refusal(grpc.StatusCode.INTERNAL, "internal error", ())
     _, code, reason = row
+    if isinstance(error, EncodeError) and error.limit_bytes is not None:
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED  # too large rather than wrong: what gRPC itself says of such a message
     text = _cut(str(error))
     info = ErrorInfo(reason=reason, domain=DOMAIN, metadata=_fields(error))
     status = Status(code=code.value[0], message=text)
@@ -112,6 +118,8 @@ def _fields(error: BlazenError) -> dict[str, str]:
             known = {"got": error.got, "supported": error.supported}
         case UnknownStepError():
             known = {"step_id": error.step_id}
+        case OtherProcessError():
+            known = {"instance_id": error.instance_id}
         case TransportError():
             known = {"may_have_run": str(error.may_have_run).lower()}
     return {name: str(value)[:MAX_FIELD_CHARS] for name, value in known.items() if value is not None}
@@ -160,6 +168,10 @@ def _typed(text: str, info: ErrorInfo, status: Status) -> BlazenError | None:
             return OverloadedError(text, _retry_after_secs(status))
         case "INVOCATION_CONFLICT":
             return InvocationConflictError(text)
+        case "INVOCATION_NOT_FOUND":
+            return InvocationNotFoundError(text)
+        case "OTHER_PROCESS":
+            return OtherProcessError(text, info.metadata.get("instance_id", ""))
         case "UNAVAILABLE":
             return TransportError(text, may_have_run=info.metadata.get("may_have_run") != "false")
         case _:

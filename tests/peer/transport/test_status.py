@@ -13,6 +13,8 @@ from blazen_peer.errors import (
     EncodeError,
     EnvelopeVersionError,
     InvocationConflictError,
+    InvocationNotFoundError,
+    OtherProcessError,
     OverloadedError,
     PeerError,
     PermissionDeniedError,
@@ -35,7 +37,7 @@ def rpc_error(code: Code, text: str, trailing: tuple[tuple[str, bytes], ...] = (
 
 ROUND_TRIPS = [
     pytest.param(EncodeError("postcard decode failed: unexpected end"), Code.INVALID_ARGUMENT, id="encode"),
-    pytest.param(EncodeError("too large", 10, 5), Code.INVALID_ARGUMENT, id="encode-with-sizes"),
+    pytest.param(EncodeError("too large", 10, 5), Code.RESOURCE_EXHAUSTED, id="encode-with-sizes"),
     pytest.param(EnvelopeVersionError(2, 1), Code.FAILED_PRECONDITION, id="version"),
     pytest.param(UnknownStepError("unknown step id `x`", "x"), Code.NOT_FOUND, id="step"),
     pytest.param(RefNotFoundError("session ref u not found"), Code.NOT_FOUND, id="ref"),
@@ -44,6 +46,8 @@ ROUND_TRIPS = [
     pytest.param(OverloadedError("busy", 1.5), Code.RESOURCE_EXHAUSTED, id="overloaded"),
     pytest.param(OverloadedError("busy"), Code.RESOURCE_EXHAUSTED, id="overloaded-without-a-time"),
     pytest.param(InvocationConflictError("used"), Code.ALREADY_EXISTS, id="conflict"),
+    pytest.param(InvocationNotFoundError("no such call"), Code.NOT_FOUND, id="invocation-not-found"),
+    pytest.param(OtherProcessError("another process", "0123"), Code.UNAVAILABLE, id="another-process"),
     pytest.param(TransportError("going away", may_have_run=False), Code.UNAVAILABLE, id="draining"),
 ]
 

@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -55,13 +56,63 @@ class Workflow(_message.Message):
     def __init__(self, name: _Optional[str] = ..., step_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_runs", "default_timeout_ms", "max_timeout_ms")
+    __slots__ = ("max_message_bytes", "max_runs", "default_timeout_ms", "max_timeout_ms", "max_queued_runs")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_RUNS_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_runs: int
     default_timeout_ms: int
     max_timeout_ms: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_runs: _Optional[int] = ..., default_timeout_ms: _Optional[int] = ..., max_timeout_ms: _Optional[int] = ...) -> None: ...
+    max_queued_runs: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_runs: _Optional[int] = ..., default_timeout_ms: _Optional[int] = ..., max_timeout_ms: _Optional[int] = ..., max_queued_runs: _Optional[int] = ...) -> None: ...
+
+class CancelRequest(_message.Message):
+    __slots__ = ("invocation_id", "grace_ms")
+    INVOCATION_ID_FIELD_NUMBER: _ClassVar[int]
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    invocation_id: str
+    grace_ms: int
+    def __init__(self, invocation_id: _Optional[str] = ..., grace_ms: _Optional[int] = ...) -> None: ...
+
+class CancelResponse(_message.Message):
+    __slots__ = ("outcome", "step_ids", "stopping_ms")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[CancelResponse.Outcome]
+        OUTCOME_STOPPED: _ClassVar[CancelResponse.Outcome]
+        OUTCOME_ALREADY_FINISHED: _ClassVar[CancelResponse.Outcome]
+        OUTCOME_STILL_STOPPING: _ClassVar[CancelResponse.Outcome]
+    OUTCOME_UNSPECIFIED: CancelResponse.Outcome
+    OUTCOME_STOPPED: CancelResponse.Outcome
+    OUTCOME_ALREADY_FINISHED: CancelResponse.Outcome
+    OUTCOME_STILL_STOPPING: CancelResponse.Outcome
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    STEP_IDS_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_MS_FIELD_NUMBER: _ClassVar[int]
+    outcome: CancelResponse.Outcome
+    step_ids: _containers.RepeatedScalarFieldContainer[str]
+    stopping_ms: int
+    def __init__(self, outcome: _Optional[_Union[CancelResponse.Outcome, str]] = ..., step_ids: _Optional[_Iterable[str]] = ..., stopping_ms: _Optional[int] = ...) -> None: ...
+
+class AttachRequest(_message.Message):
+    __slots__ = ("invocation_id", "cursor")
+    INVOCATION_ID_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    invocation_id: str
+    cursor: int
+    def __init__(self, invocation_id: _Optional[str] = ..., cursor: _Optional[int] = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("sequence", "event_type", "data_json", "response")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    event_type: str
+    data_json: bytes
+    response: bytes
+    def __init__(self, sequence: _Optional[int] = ..., event_type: _Optional[str] = ..., data_json: _Optional[bytes] = ..., response: _Optional[bytes] = ...) -> None: ...
