@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from blazen_mesh.address import TcpAddress
-from blazen_peer import EncodeError, PeerClient, WorkflowError
+from blazen_peer import PeerClient, PeerError, WorkflowError
 from blazen_peer.transport.proto.peer_pb2 import PostcardRequest, PostcardResponse
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
@@ -154,29 +155,39 @@ async def test_canary(traced: Traced, collector: Collector) -> None:
         "demo::unwritable": False,  # a result that cannot be written
         "demo::strict": False,  # an input that does not fit
     }
+    calls = 1 + len(failing)
     for step_id, told in failing.items():
         with pytest.raises(WorkflowError) as caught:
             await traced.call([step_id], canary)
         assert (canary in str(caught.value)) >= told  # it did reach the caller
-    for payload in (
+    refused = (
         SubWorkflowRequest("w", ("demo::first",), f'{{"{canary}'.encode(), 10).encode(),
         SubWorkflowRequest("w", ("demo::first",), f'["{canary}"] {canary}'.encode(), 10).encode(),
+        SubWorkflowRequest("w", ("demo::first",), f'"{canary}"'.encode(), 10).encode()[:-2],
         b"\x01\x7f" + canary.encode(),
-    ):
+        b"\x02" + canary.encode(),
+    )
+    for payload in refused:
         request = PostcardRequest(postcard_payload=payload).SerializeToString()
-        with pytest.raises(EncodeError):
-            await remote.invoke(request, [remote.bearer(jwt)])
+        traceparent = ("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01")
+        with pytest.raises(PeerError):
+            await remote.invoke(request, [remote.bearer(jwt), traceparent])
+
+    total = calls + len(refused)
 
     def failed() -> list[str]:
         return [span.name for _, span in collector.spans() if span.status.code == Status.STATUS_CODE_ERROR]
 
     def whole() -> bool:
-        sidecars = {"intake-sidecar", "analyst-sidecar"}
-        complete = [trace for trace in collector.traces().values() if {service for service, _ in trace} >= sidecars]
-        return len(complete) == 1 + len(failing) and failed().count("blazen.run parent") == len(failing)
+        found = [sum(pair[0].endswith("-sidecar") for pair in trace) for trace in collector.traces().values()]
+        ends = Counter((service, span.name) for service, span in collector.spans())  # a run's span comes after its steps'
+        runs = ends["intake", "blazen.run parent"], ends["analyst", "blazen.run child"]
+        served = ends["intake", CALL], ends["analyst", CALL]  # intake's: both what it serves and what it calls
+        return found == [4] * total and runs == (calls, calls) and served == (2 * calls, total)
 
     await collector.until(whole)
-    await remote.mesh.wait_log("analyst", count=1 + len(failing) + 3, log="call", method=f"/{CALL}")
+    await remote.mesh.wait_log("analyst", count=total, log="call", method=f"/{CALL}")
+    assert failed().count("blazen.run parent") == failed().count("blazen.run child") == len(failing)
     assert "blazen.step demo::fail" in failed()
     sent = b"".join(export.SerializeToString() for export in collector.exports)
     logs = "\n".join([*traced.intake.lines, *traced.analyst.lines, *remote.mesh.lines["intake"], *remote.mesh.lines["analyst"]])
