@@ -1,0 +1,269 @@
+"""The real Blazen (Rust, 0.7.0) at one end of a call, the product at the other, in plain text and through both sidecars.
+
+async def test_something(rust_client, our_peer):      # once in plain text, once through intake's and analyst's sidecars
+    rust = await rust_client(our_peer.address)
+    answer = await rust.invoke(["interop::echo"], {"a": 1})
+    assert our_peer.begun["interop::echo"] == 1
+
+async def test_other_way(client, rust_peer):          # the same two ways
+    result = await client.run_remote_workflow("w", ["interop::echo"], "1")
+    assert rust_peer.log.count("ran interop::echo") == 1
+
+Tests are skipped with the reason where the Rust programs cannot be built; with INTEROP_REQUIRED set they fail instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from blazen_peer import Context, Event, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow
+from blazen_peer.runtime.registry import Registry
+from tests.interop.programs import CannotBuildError, Programs, build
+from tests.mesh.conftest import certificates, envoy, short_dir, start_mesh
+
+__all__ = ["certificates", "envoy", "short_dir", "start_mesh"]
+
+TOKEN = "the-shared-token-of-this-mesh-0123456789"
+FLOW = ("intake", "analyst")
+ANSWER_SECS = 60.0
+LINE_BYTES = 64 * 1024 * 1024
+WAYS = [pytest.param("plain", id="plain"), pytest.param("meshed", id="sidecars", marks=pytest.mark.envoy)]
+
+
+@pytest.fixture(scope="session")
+def programs() -> Programs:
+    """The Rust programs; the first test that wants them waits for their build."""
+    try:
+        return build()
+    except CannotBuildError as error:
+        if os.environ.get("INTEROP_REQUIRED"):
+            pytest.fail(f"the real Blazen must be tested here, and cannot: {error}", pytrace=False)
+        pytest.skip(str(error).partition("\n")[0])
+
+
+class RustClient:
+    """The real client in a process of its own; it makes one call at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    @classmethod
+    async def start(cls, program: str, address: str) -> RustClient:
+        """Start it; its first answer is connect's."""
+        return cls(
+            await asyncio.create_subprocess_exec(
+                program, address, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES
+            )
+        )
+
+    async def answer(self) -> Any:
+        """Return its next answer."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(ANSWER_SECS):
+            line = await self.process.stdout.readline()
+        assert line, "the Rust client ended"
+        return json.loads(line)
+
+    async def send(self, do: str, **fields: Any) -> None:
+        """Give it one command."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        await self.process.stdin.drain()
+
+    async def ask(self, do: str, **fields: Any) -> Any:
+        """Give it one command and return the answer."""
+        await self.send(do, **fields)
+        return await self.answer()
+
+    async def invoke(self, steps: Sequence[str], document: Any = None, **options: Any) -> Any:
+        """Have it call *steps*; *options* are those of :func:`invocation`."""
+        return await self.ask("invoke", **invocation(steps, document, **options))
+
+    async def raw(self, method: str, payload: bytes, metadata: Mapping[str, str] | None = None) -> Any:
+        """Send *payload* by its generated client: ``{"payloads": ...}`` or ``{"status": {"code": ..., "text": ...}}``."""
+        return await self.ask("raw", method=method, payload=list(payload), metadata=dict(metadata or {}))
+
+    async def close(self) -> None:
+        """End it."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.communicate()
+
+
+def invocation(
+    steps: Sequence[str],
+    document: Any = None,
+    *,
+    input_json: str | None = None,
+    workflow: str = "interop",
+    timeout_secs: int | None = None,
+    version: int = 1,
+) -> dict[str, Any]:
+    """Return the fields of one invocation, as the Rust client wants them."""
+    text = json.dumps(document) if input_json is None else input_json
+    return {"workflow": workflow, "steps": list(steps), "input": text, "timeout_secs": timeout_secs, "version": version}
+
+
+ConnectRust = Callable[[str], Awaitable[RustClient]]
+
+
+@pytest.fixture
+async def start_rust_client(programs: Programs) -> AsyncIterator[ConnectRust]:
+    """A factory of Rust clients for an address; the first answer, connect's, is still to be read."""
+    async with AsyncExitStack() as stack:
+
+        async def start(address: str) -> RustClient:
+            client = await RustClient.start(str(programs.client), address)
+            stack.push_async_callback(client.close)
+            return client
+
+        yield start
+
+
+@pytest.fixture
+async def rust_client(start_rust_client: ConnectRust) -> ConnectRust:
+    """A factory of connected Rust clients for an address."""
+
+    async def connect(address: str) -> RustClient:
+        client = await start_rust_client(address)
+        assert await client.answer() == {"connected": True}
+        return client
+
+    return connect
+
+
+class Analyzed(Event):
+    """What ``interop::analyze`` hands on."""
+
+    words: int
+
+
+class OurPeer:
+    """A ``PeerServer`` of ours with the steps that the tests call.
+
+    Attributes:
+        address: Where its callers dial: its own port, or their sidecar's.
+        seen_caller: Who a step ought to say that calls.
+        begun, finished: How many executions of each step began, and came to their end.
+        held: Set when ``interop::hold`` runs; it ends when ``release`` is set, and then sets ``done``.
+    """
+
+    def __init__(self) -> None:
+        self.address, self.seen_caller = "", "anonymous"
+        self.begun: Counter[str] = Counter()
+        self.finished: Counter[str] = Counter()
+        self.held, self.release, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.registry = registry = Registry()
+
+        @registry.step("interop::echo")
+        async def echo(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            return StopEvent(result=event.data)
+
+        @registry.step("interop::caller")
+        async def caller(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            return StopEvent(result=str(ctx.caller))
+
+        @registry.step("interop::analyze")
+        async def analyze(event: StartEvent, ctx: Context) -> Analyzed:
+            self.begun[ctx.step_id] += 1
+            return Analyzed(words=len(event.data["document"].split()))
+
+        @registry.step("interop::summarize")
+        def summarize(event: Analyzed, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            return StopEvent(result={"words": event.words})
+
+        @registry.step("interop::fail")
+        async def fail(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            raise ValueError(str(event.data))
+
+        @registry.step("interop::hold")
+        async def hold(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            self.held.set()
+            await self.release.wait()
+            self.finished[ctx.step_id] += 1
+            self.done.set()
+            return StopEvent(result=event.data)
+
+        registry.register_workflow(Workflow("analyze-pipeline", ["interop::analyze", "interop::summarize"], registry=registry))
+
+    def server(self, **options: Any) -> PeerServer:
+        """Return a server of these steps."""
+        settings = ServerSettings(lame_duck_secs=0, drain_secs=5)
+        return PeerServer("analyst", registry=self.registry, settings=settings, **options)
+
+
+@pytest.fixture
+async def plain(request: pytest.FixtureRequest) -> AsyncIterator[OurPeer]:
+    """Our peer in plain text, without a token."""
+    peer = OurPeer()
+    async with peer.server().serving() as server:
+        peer.address = server.address
+        yield peer
+        peer.release.set()
+
+
+@pytest.fixture
+async def meshed(start_mesh: Any) -> AsyncIterator[OurPeer]:
+    """Our peer behind its sidecar, with a token and ``require_identity``; the caller's sidecar injects the token."""
+    peer = OurPeer()
+    mesh = await start_mesh(stand_ins=False, inject=[FLOW], token=TOKEN)
+    server = peer.server(token=TOKEN, require_identity=True, sidecar_proof_file=mesh.proof_file("analyst"))
+    async with server.serving(mesh.listen("analyst")):
+        peer.address, peer.seen_caller = f"http://{mesh.egress(*FLOW)}", "spiffe://mesh.test/peer/intake"
+        yield peer
+        peer.release.set()
+
+
+@pytest.fixture(params=WAYS)
+def our_peer(request: pytest.FixtureRequest, programs: Programs) -> OurPeer:
+    """Our peer, once in plain text and once behind both sidecars."""
+    peer: OurPeer = request.getfixturevalue(request.param)
+    return peer
+
+
+@pytest.fixture
+async def rust_plain(programs: Programs, start_peer: Callable[..., Any]) -> tuple[Any, str]:
+    """The real server in plain text, and where it is called."""
+    server = start_peer(str(programs.server), "127.0.0.1:0")
+    return server, server.address
+
+
+@pytest.fixture
+async def rust_meshed(programs: Programs, start_peer: Callable[..., Any], start_mesh: Any) -> tuple[Any, str]:
+    """The real server behind analyst's sidecar, and intake's way to it."""
+    mesh = await start_mesh(stand_ins=False)
+    server = start_peer(str(programs.server), mesh.listen("analyst"))
+    server.wait_for("listens on ")
+    return server, f"http://{mesh.egress(*FLOW)}"
+
+
+@pytest.fixture(params=[pytest.param(f"rust_{way.values[0]}", id=way.id, marks=way.marks) for way in WAYS])
+def _rust_way(request: pytest.FixtureRequest) -> tuple[Any, str]:
+    way: tuple[Any, str] = request.getfixturevalue(request.param)
+    return way
+
+
+@pytest.fixture
+def rust_peer(_rust_way: tuple[Any, str]) -> Any:
+    """The real server's process, once in plain text and once behind both sidecars; its log has a line for each execution."""
+    return _rust_way[0]
+
+
+@pytest.fixture
+async def client(_rust_way: tuple[Any, str]) -> AsyncIterator[PeerClient]:
+    """Our client, connected to ``rust_peer``."""
+    async with await PeerClient.connect_async(_rust_way[1], "intake", token=TOKEN) as connected:
+        yield connected
