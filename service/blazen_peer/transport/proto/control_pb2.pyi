@@ -56,18 +56,28 @@ class Workflow(_message.Message):
     def __init__(self, name: _Optional[str] = ..., step_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_runs", "default_timeout_ms", "max_timeout_ms", "max_queued_runs")
+    __slots__ = ("max_message_bytes", "max_runs", "default_timeout_ms", "max_timeout_ms", "max_queued_runs", "max_run_refs", "max_run_ref_bytes", "max_refs", "max_ref_bytes", "ref_lease_ms")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_RUNS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_REFS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_REF_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REFS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REF_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REF_LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_runs: int
     default_timeout_ms: int
     max_timeout_ms: int
     max_queued_runs: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_runs: _Optional[int] = ..., default_timeout_ms: _Optional[int] = ..., max_timeout_ms: _Optional[int] = ..., max_queued_runs: _Optional[int] = ...) -> None: ...
+    max_run_refs: int
+    max_run_ref_bytes: int
+    max_refs: int
+    max_ref_bytes: int
+    ref_lease_ms: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_runs: _Optional[int] = ..., default_timeout_ms: _Optional[int] = ..., max_timeout_ms: _Optional[int] = ..., max_queued_runs: _Optional[int] = ..., max_run_refs: _Optional[int] = ..., max_run_ref_bytes: _Optional[int] = ..., max_refs: _Optional[int] = ..., max_ref_bytes: _Optional[int] = ..., ref_lease_ms: _Optional[int] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
     __slots__ = ("invocation_id", "grace_ms")
@@ -116,3 +126,65 @@ class AttachResponse(_message.Message):
     data_json: bytes
     response: bytes
     def __init__(self, sequence: _Optional[int] = ..., event_type: _Optional[str] = ..., data_json: _Optional[bytes] = ..., response: _Optional[bytes] = ...) -> None: ...
+
+class DerefChunksRequest(_message.Message):
+    __slots__ = ("ref_uuid",)
+    REF_UUID_FIELD_NUMBER: _ClassVar[int]
+    ref_uuid: bytes
+    def __init__(self, ref_uuid: _Optional[bytes] = ...) -> None: ...
+
+class DerefChunksResponse(_message.Message):
+    __slots__ = ("data", "end")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    end: DerefEnd
+    def __init__(self, data: _Optional[bytes] = ..., end: _Optional[_Union[DerefEnd, _Mapping]] = ...) -> None: ...
+
+class DerefEnd(_message.Message):
+    __slots__ = ("size_bytes", "sha256")
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class ListRefsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRefsResponse(_message.Message):
+    __slots__ = ("refs",)
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    refs: _containers.RepeatedCompositeFieldContainer[SessionRef]
+    def __init__(self, refs: _Optional[_Iterable[_Union[SessionRef, _Mapping]]] = ...) -> None: ...
+
+class SessionRef(_message.Message):
+    __slots__ = ("ref_uuid", "origin_node_id", "type_tag", "created_at_epoch_ms", "lifetime", "size_bytes", "lease_left_ms")
+    REF_UUID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_TAG_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_EPOCH_MS_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    ref_uuid: bytes
+    origin_node_id: str
+    type_tag: str
+    created_at_epoch_ms: int
+    lifetime: str
+    size_bytes: int
+    lease_left_ms: int
+    def __init__(self, ref_uuid: _Optional[bytes] = ..., origin_node_id: _Optional[str] = ..., type_tag: _Optional[str] = ..., created_at_epoch_ms: _Optional[int] = ..., lifetime: _Optional[str] = ..., size_bytes: _Optional[int] = ..., lease_left_ms: _Optional[int] = ...) -> None: ...
+
+class ParentEndedRequest(_message.Message):
+    __slots__ = ("parent_run_id",)
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    parent_run_id: str
+    def __init__(self, parent_run_id: _Optional[str] = ...) -> None: ...
+
+class ParentEndedResponse(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: int
+    def __init__(self, released: _Optional[int] = ...) -> None: ...
