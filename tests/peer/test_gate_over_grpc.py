@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,22 @@ METHODS = [
 ]
 
 
-async def endless() -> AsyncIterator[bytes]:
-    """Requests that never end."""
-    yield b"one"
-    await asyncio.Event().wait()
+def called(target: str, method: str, kind: str) -> tuple[Code, str]:
+    """Call by the blocking client, with requests that do not end before the answer where *kind* streams them."""
+    over = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield b"one"
+        over.wait(10)
+
+    with grpc.insecure_channel(target, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        multi_callable: Any = getattr(channel, kind)(method)
+        start = multi_callable.future if kind.endswith("unary") else multi_callable
+        call = start(requests() if kind.startswith("stream") else b"garbage", timeout=5)
+        try:
+            return call.code(), call.details()
+        finally:
+            over.set()
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
@@ -133,11 +146,8 @@ async def endless() -> AsyncIterator[bytes]:
 async def test_every_method_and_kind(serve: Serve, method: str, kind: str) -> None:
     """Without a token every method, known or not, called in any of the four ways, is refused before anything else."""
     server = await serve(token=TOKEN)
-    async with grpc.aio.insecure_channel(server.address.removeprefix("http://")) as channel:
-        request: Any = endless() if kind.startswith("stream") else b"garbage"
-        call = getattr(channel, kind)(method)(request, timeout=5)
-        assert await call.code() is Code.UNAUTHENTICATED
-        assert await call.details() == "the call was refused: a valid token is needed"
+    code, text = await asyncio.to_thread(called, server.address.removeprefix("http://"), method, kind)
+    assert (code, text) == (Code.UNAUTHENTICATED, "the call was refused: a valid token is needed")
 
 
 @pytest.mark.parametrize("method", METHODS[1:5])
