@@ -103,10 +103,10 @@ class Invocations:
             invocation_id=metadata.invocation_id,
             node_id=self._node_id,
             timeout_secs=timeout_secs,
+            on_end=self._over,
         )
         self._runs.add(run)
         self._idle.clear()
-        run.outcome.add_done_callback(lambda _: self._over(run))
         return run
 
     def _over(self, run: Run) -> None:

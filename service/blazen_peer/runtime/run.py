@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
@@ -44,13 +44,14 @@ class Run:
 
     Attributes:
         info: Its names, caller and deadline.
-        outcome: A future of the :class:`WorkflowResult`, or of the :class:`WorkflowError`. Wait by :meth:`wait`, or by
-            ``asyncio.wait``: a task that awaits the future itself cancels it when cancelled.
     """
 
     __slots__ = (
         "_loop",
+        "_on_end",
+        "_outcome",
         "_recording",
+        "_result",
         "_state",
         "_tasks",
         "_threads",
@@ -58,7 +59,6 @@ class Run:
         "_timer",
         "_waiters",
         "info",
-        "outcome",
     )
 
     def __init__(
@@ -70,10 +70,13 @@ class Run:
         timeout_secs: float | None,
         threads: StepThreads,
         trace_parent: telemetry.TraceContext | None,
+        on_end: Callable[[Run], None] | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.info = info
-        self.outcome: asyncio.Future[WorkflowResult] = self._loop.create_future()
+        self._on_end = on_end
+        self._result: WorkflowResult | None = None
+        self._outcome: asyncio.Future[WorkflowResult] | None = None
         self._threads = threads
         self._recording = False
         self._state = RunState(table)
@@ -82,11 +85,22 @@ class Run:
         self._timeout_secs = timeout_secs
         self._waiters: list[asyncio.Future[None]] = []
         _ALIVE.add(self)
-        # The first slice is scheduled before the deadline: with no time at all, what never waits still succeeds.
+        # The deadline is armed after the first slice: with no time at all, what never waits still succeeds, and the many runs
+        # that are over by then need no timer.
         place = _Place()
         self._spawn(self._lead(event, place, trace_parent), place)
         if info.deadline is not None:
-            self._timer = self._loop.call_at(info.deadline, self._time_out)
+            self._loop.call_soon(self._arm, info.deadline)
+
+    @property
+    def outcome(self) -> asyncio.Future[WorkflowResult]:
+        """A future of the :class:`WorkflowResult`, or of the :class:`WorkflowError`. Wait by :meth:`wait`, or by
+        ``asyncio.wait``: a task that awaits the future itself cancels it when cancelled."""
+        if self._outcome is None:  # made when it is asked for: most runs are waited for by `wait`
+            self._outcome = self._loop.create_future()
+            if self._state.ended is not None:
+                self._tell(self._outcome, self._state.ended)
+        return self._outcome
 
     async def wait(self) -> WorkflowResult:
         """Wait for the outcome. Cancelling this wait leaves the run alone.
@@ -94,15 +108,18 @@ class Run:
         Raises:
             WorkflowError: The run failed, timed out or was cancelled.
         """
-        if not self.outcome.done():
+        state = self._state
+        if state.ended is None:
             waiter: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.append(waiter)  # woken by the end itself: shielding the outcome takes the loop a turn more
+            self._waiters.append(waiter)
             try:
                 await waiter
             finally:
-                if not self.outcome.done():
+                if state.ended is None:
                     self._waiters.remove(waiter)
-        return self.outcome.result()
+        if self._result is None:
+            return self.outcome.result()  # raises the error
+        return self._result
 
     def cancel(self) -> None:
         """End the run as ``workflow cancelled``, if it is not over; its steps are cancelled and not waited for."""
@@ -210,6 +227,10 @@ class Run:
         self._tasks[task] = place
         task.add_done_callback(self._over)
 
+    def _arm(self, deadline: float) -> None:
+        if self._state.ended is None:
+            self._timer = self._loop.call_at(deadline, self._time_out)
+
     def _time_out(self) -> None:
         self._stop(f"workflow timed out after {self._timeout_secs:.10g}s")
 
@@ -223,12 +244,12 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self.outcome.done():
-            if ended.event is not None:
-                self.outcome.set_result(WorkflowResult(ended.event, ended.data_json))
-            elif ended.error is not None:
-                self.outcome.set_exception(ended.error)
-                self.outcome.exception()  # nobody need ask for it: no warning then
+        if ended.event is not None:
+            self._result = WorkflowResult(ended.event, ended.data_json)
+        if self._outcome is not None and not self._outcome.done():
+            self._tell(self._outcome, ended)
+        if self._on_end is not None:
+            self._on_end(self)
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -238,6 +259,13 @@ class Run:
             task.cancel()
         if others:
             self._timer = self._loop.call_later(CHASE_SECS[0], self._chase, 0)
+
+    def _tell(self, outcome: asyncio.Future[WorkflowResult], ended: Ended) -> None:
+        if self._result is not None:
+            outcome.set_result(self._result)
+        elif ended.error is not None:
+            outcome.set_exception(ended.error)
+            outcome.exception()  # nobody need ask for it: no warning then
 
     def _chase(self, times: int) -> None:
         """Say which steps swallow their cancellation, and cancel them again."""

@@ -96,7 +96,7 @@ class Workflow:
         """
         run = self.start(input, timeout_secs=DEFAULT_TIMEOUT_SECS if timeout_secs is None else timeout_secs)
         try:
-            return await run.outcome  # not shielded: the run is this task's own
+            return await run.wait()
         except asyncio.CancelledError:
             run.cancel()
             raise
@@ -112,6 +112,7 @@ class Workflow:
         timeout_secs: float | None = None,
         deadline: float | None = None,
         trace_parent: telemetry.TraceContext | None = None,
+        on_end: Callable[[Run], None] | None = None,
     ) -> Run:
         """Start a run and return it at once. It belongs to whoever called this, and ends by itself, by its deadline, or by
         :meth:`Run.cancel`.
@@ -126,6 +127,7 @@ class Workflow:
             deadline: When it must be over, by ``loop.time()``, where that is not *timeout_secs* from now (a run that waited
                 for its turn has less).
             trace_parent: The remote caller's trace context.
+            on_end: Called with the run as soon as it is over.
 
         Raises:
             ValidationError: A timeout below 0.
@@ -150,7 +152,15 @@ class Workflow:
         event = input if isinstance(input, Event) else StartEvent(data=input)
         if event.event_type != START:
             raise ValidationError(f"a run starts with {START}, not with {event.event_type}")
-        return Run(self._table, event, info, timeout_secs=timeout_secs, threads=self._threads, trace_parent=trace_parent)
+        return Run(
+            self._table,
+            event,
+            info,
+            timeout_secs=timeout_secs,
+            threads=self._threads,
+            trace_parent=trace_parent,
+            on_end=on_end,
+        )
 
     def __repr__(self) -> str:
         return f"Workflow({self.name!r}, {[step.id for step in self.steps]!r})"
