@@ -42,6 +42,9 @@ class ServerSettings:
         max_message_bytes: The largest message, each way.
         stream_events, stream_bytes: How many of a run's emitted events are kept for readers that fall behind or come back, and
             how many bytes of them; the oldest go first.
+        max_run_refs, max_run_ref_bytes: How many session refs one run may hold, and how many bytes their values may be.
+        max_refs, max_ref_bytes: Likewise for the whole server.
+        ref_lease_secs: How long a session ref lives unused, where the step that put it did not say.
 
     Raises:
         ValidationError: Names every setting that is out of its range.
@@ -56,6 +59,11 @@ class ServerSettings:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     stream_events: int = 1024
     stream_bytes: int = 4 * 1024 * 1024
+    max_run_refs: int = 1024
+    max_run_ref_bytes: int = 256 * 1024 * 1024
+    max_refs: int = 10_000
+    max_ref_bytes: int = 1024 * 1024 * 1024
+    ref_lease_secs: float = 3600.0
 
     def __post_init__(self) -> None:
         problems = [

@@ -14,12 +14,13 @@ from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID
 
+from blazen_peer.config import ServerSettings
 from blazen_peer.errors import OverloadedError, RefNotFoundError
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.ref_values import Serializer, is_serializable
 from blazen_peer.wire import RemoteRefDescriptor
 
-__all__ = ["RefEntry", "RefLifetime", "RefLimits", "RefTable", "RemoteRef"]
+__all__ = ["RefEntry", "RefLifetime", "RefTable", "RemoteRef"]
 
 
 class RefLifetime(StrEnum):
@@ -62,23 +63,6 @@ class RemoteRef:
         return cls(uuid, descriptor.origin_node_id, descriptor.type_tag, descriptor.created_at_epoch_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class RefLimits:
-    """How much may be held; over any of it a put raises :class:`OverloadedError`.
-
-    Attributes:
-        max_run_refs, max_run_ref_bytes: For one run.
-        max_refs, max_ref_bytes: For the whole table.
-        lease_secs: How long a listed ref lives unused, where the put does not say.
-    """
-
-    max_run_refs: int = 1024
-    max_run_ref_bytes: int = 256 * 1024 * 1024
-    max_refs: int = 10_000
-    max_ref_bytes: int = 1024 * 1024 * 1024
-    lease_secs: float = 3600.0
-
-
 @dataclass(slots=True, eq=False)
 class RefEntry:
     """One ref and its value.
@@ -111,7 +95,7 @@ class RefTable:
     """The refs of one server, or of the local runs of a process.
 
     Args:
-        limits: How much it holds.
+        settings: How much it holds, over which a put raises :class:`OverloadedError`, and how long a lease is.
         clock: Seconds, never going back.
         epoch_ms: Milliseconds since 1970.
         new_uuid: Makes a random uuid (version 4), which cannot be guessed.
@@ -124,7 +108,7 @@ class RefTable:
 
     def __init__(
         self,
-        limits: RefLimits,
+        settings: ServerSettings,
         *,
         clock: Callable[[], float],
         epoch_ms: Callable[[], int],
@@ -132,7 +116,7 @@ class RefTable:
         node_id: str = "",
         leases: bool = True,
     ) -> None:
-        self.limits, self.node_id, self.leases = limits, node_id, leases
+        self.settings, self.node_id, self.leases = settings, node_id, leases
         self.clock, self._epoch_ms, self._new_uuid = clock, epoch_ms, new_uuid
         self._entries: dict[UUID, RefEntry] = {}
         self._size_bytes = 0
@@ -221,7 +205,7 @@ class RefTable:
 
     def add(self, entry_of: Callable[[RemoteRef], RefEntry], type_tag: str, size_bytes: int) -> RefEntry:
         """Make a ref and hold its entry, within the limits."""
-        limits = self.limits
+        limits = self.settings
         if len(self._entries) >= limits.max_refs or self._size_bytes + size_bytes > limits.max_ref_bytes:
             self.expire()
         if len(self._entries) >= limits.max_refs:

@@ -60,7 +60,7 @@ class RunRefs:
     ) -> RemoteRef:
         """Hold *value* and return its ref. See ``Context.put_ref``."""
         lifetime = _checked(type_tag, serializer, lifetime, lease_secs, size_bytes)
-        limits = self._table.limits
+        limits = self._table.settings
         if size_bytes is None:
             size_bytes = measured(value, serializer, limits.max_run_ref_bytes)
         with self._table.lock:
@@ -71,7 +71,7 @@ class RunRefs:
                 raise OverloadedError(f"this run holds {len(mine)} session refs, as many as may be")
             if sum(entry.size_bytes for entry in mine) + size_bytes > limits.max_run_ref_bytes:
                 raise OverloadedError(f"this run's session refs would be over {limits.max_run_ref_bytes} bytes together")
-            lease = limits.lease_secs if lease_secs is None else float(lease_secs)
+            lease = limits.ref_lease_secs if lease_secs is None else float(lease_secs)
             entry = self._table.add(
                 lambda ref: RefEntry(ref, value, serializer, self._owner, lifetime, size_bytes, lease), type_tag, size_bytes
             )

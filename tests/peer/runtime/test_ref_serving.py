@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from blazen_peer.config import ServerSettings
 from blazen_peer.errors import EncodeError, EnvelopeVersionError, PeerError, RefNotFoundError
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.ref_serving import ChunksEnd, RefServing
-from blazen_peer.runtime.refs import RefLimits, RefTable, RemoteRef
+from blazen_peer.runtime.refs import RefTable, RemoteRef
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.wire import DerefRequest, DerefResponse, ReleaseRequest, ReleaseResponse
 
@@ -22,7 +23,7 @@ ALICE, BOB = Caller.claimed("alice"), Caller.claimed("bob")
 
 @pytest.fixture
 def serving() -> Iterator[RefServing]:
-    table = RefTable(RefLimits(), clock=lambda: asyncio.get_running_loop().time(), epoch_ms=lambda: 0, new_uuid=uuid4)
+    table = RefTable(ServerSettings(), clock=lambda: asyncio.get_running_loop().time(), epoch_ms=lambda: 0, new_uuid=uuid4)
     serving = RefServing(table, max_message_bytes=1032, chunk_bytes=100)
     yield serving
     serving.close()

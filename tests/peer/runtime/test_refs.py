@@ -9,13 +9,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from blazen_peer.config import ServerSettings
 from blazen_peer.errors import OverloadedError, RefNotFoundError, ValidationError
 from blazen_peer.identity import ANONYMOUS, Caller, PeerId
-from blazen_peer.runtime.refs import RefLifetime, RefLimits, RefTable, RemoteRef
+from blazen_peer.runtime.refs import RefLifetime, RefTable, RemoteRef
 from blazen_peer.runtime.run_refs import RunRefs
 
 ALICE, BOB = Caller.claimed("alice"), Caller.claimed("bob")
-LIMITS = RefLimits(max_run_refs=3, max_run_ref_bytes=100, max_refs=5, max_ref_bytes=150, lease_secs=60)
+LIMITS = ServerSettings(max_run_refs=3, max_run_ref_bytes=100, max_refs=5, max_ref_bytes=150, ref_lease_secs=60)
 TAG = "demo::Text"
 
 
@@ -421,7 +422,7 @@ def test_put_after_the_end(table: RefTable) -> None:
 
 def test_puts_from_threads(clock: Clock) -> None:
     """Plain steps put from threads: none is lost, none is over the limit, and none comes after the end."""
-    table = RefTable(RefLimits(max_run_refs=500), clock=clock, epoch_ms=lambda: 0, new_uuid=uuid4)
+    table = RefTable(ServerSettings(max_run_refs=500), clock=clock, epoch_ms=lambda: 0, new_uuid=uuid4)
     run, begun, made = served(table), threading.Barrier(5), []
 
     def work() -> None:
