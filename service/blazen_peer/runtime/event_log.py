@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from blazen_peer.errors import ValidationError
 
-__all__ = ["EventLog", "Gap", "Heartbeat", "LoggedEvent"]
+__all__ = ["EventLog", "Gap", "Heartbeat", "LoggedEvent", "check_event_size"]
 
 MAX_EVENTS: Final = 1024
 MAX_BYTES: Final = 4 * 1024 * 1024
@@ -77,12 +77,7 @@ class EventLog:
         """
         if self.closed:
             return
-        size_bytes = _size_bytes(event_type, data_json)
-        if size_bytes > self._max_bytes:
-            raise ValidationError(
-                f"an event of {len(data_json)} bytes is over the {self._max_bytes} bytes that a run's stream keeps: "
-                "emit less, or return it as the result"
-            )
+        size_bytes = check_event_size(event_type, data_json, self._max_bytes)
         events = self._events
         self.last += 1
         events.append(LoggedEvent(self.last, event_type, data_json))
@@ -143,6 +138,21 @@ class EventLog:
         for waiter in self._waiters:
             _settle(waiter, True)
         self._waiters.clear()
+
+
+def check_event_size(event_type: str, data_json: bytes, max_bytes: int) -> int:
+    """Return what an event weighs in a log.
+
+    Raises:
+        ValidationError: It alone is over *max_bytes*.
+    """
+    size_bytes = _size_bytes(event_type, data_json)
+    if size_bytes > max_bytes:
+        raise ValidationError(
+            f"an event of {len(data_json)} bytes is over the {max_bytes} bytes that a run's stream keeps: "
+            "emit less, or return it as the result"
+        )
+    return size_bytes
 
 
 def _settle(waiter: asyncio.Future[bool], value: bool) -> None:
