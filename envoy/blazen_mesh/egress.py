@@ -23,6 +23,16 @@ from blazen_peer.errors import ValidationError
 __all__ = ["callee_cluster", "egress_listener"]
 
 IDENTITY_HEADER = "x-forwarded-client-cert"
+_WHY = "%LOCAL_REPLY_BODY%, transport failure reason: %UPSTREAM_TRANSPORT_FAILURE_REASON%"
+_WHY_NOT_CONNECTED = {
+    # Envoy leaves the reason of a failed handshake out of its reply; a caller tells a bad certificate from a dead host by it.
+    "mappers": [
+        {
+            "filter": {"response_flag_filter": {"flags": ["UF"]}},
+            "body_format_override": {"text_format_source": {"inline_string": _WHY}},
+        }
+    ]
+}
 
 
 def egress_listener(mesh: Mesh, node: str, callee: str, paths: NodePaths, tracing: dict[str, Any] | None) -> dict[str, Any]:
@@ -39,7 +49,7 @@ def egress_listener(mesh: Mesh, node: str, callee: str, paths: NodePaths, tracin
         name,
         cluster=name,
         filters=[token] if token else [],
-        options={"forward_client_cert_details": "SANITIZE"},
+        options={"forward_client_cert_details": "SANITIZE", "local_reply_config": _WHY_NOT_CONNECTED},
         keepalive=False,
         strip=(PROOF_HEADER, IDENTITY_HEADER),
         access_log=call_log(node, f"egress {callee}"),

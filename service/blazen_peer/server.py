@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from blazen_peer.identity import check_node_id
 from blazen_peer.process import run_until_signalled
 from blazen_peer.runtime.invocations import Invocations
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
+from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
 from blazen_peer.transport.servicer import (
     CONTROL_SERVICE,
@@ -170,7 +170,7 @@ class PeerServer:
             )
         )
         self._grpc = self._assembled()
-        self._address = self._bound(address, listen_address)
+        self._address = self._bound(address)
         for service in ("", PEER_SERVICE, CONTROL_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
@@ -201,15 +201,12 @@ class PeerServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 
-    def _bound(self, address: ListenAddress, listen_address: str) -> str:
+    def _bound(self, address: ListenAddress) -> str:
+        check_bindable(address)
         try:
-            port = 0 if _is_taken(address) else self._grpc.add_insecure_port(address.target)
+            port = self._grpc.add_insecure_port(address.target)
         except RuntimeError:
-            port = 0
-        if port == 0:
-            raise TransportError(
-                f"cannot listen on {listen_address}: the address is in use or not this machine's", may_have_run=False
-            )
+            raise TransportError(f"cannot listen on {address.target}", may_have_run=False) from None
         return address.target if address.host is None else f"http://{address.host}:{port}"
 
     async def _drained(self, lame_duck_secs: float) -> None:
@@ -233,18 +230,3 @@ class PeerServer:
         if self._invocations.cancel_all():
             await asyncio.sleep(0)  # let the cancelled runs' answers be written
         await self._grpc.stop(None if self._stopped.is_set() else CANCEL_GRACE_SECS / 4)
-
-
-def _is_taken(address: ListenAddress) -> bool:
-    """Say whether somebody listens on a Unix socket: gRPC would take it away from them. A stale file may go."""
-    if address.host is not None:
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(address.target.removeprefix("unix:"))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except OSError:
-            return True
-    return True

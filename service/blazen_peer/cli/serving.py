@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 import sys
 import threading
 import traceback
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from blazen_peer.cli.tracing import start_tracing
-from blazen_peer.config import ServerSettings, parse_listen_address
-from blazen_peer.errors import BlazenError, TransportError, ValidationError
+from blazen_peer.config import ServerSettings
+from blazen_peer.errors import BlazenError, ValidationError
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY
 from blazen_peer.server import PeerServer
 
@@ -53,7 +52,6 @@ def serve_app(
             insecure=insecure,
             settings=settings,
         )
-        _try_to_bind(listen)
         server.serve_blocking(listen)
     finally:
         end_tracing()
@@ -66,21 +64,6 @@ def end_process(code: int) -> NoReturn:
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _try_to_bind(listen: str) -> None:
-    """Raise what the system says against *listen*: gRPC does not hand that on, and prints lines of its own."""
-    address = parse_listen_address(listen)
-    if address.host is None:
-        return
-    host, port = address.host.strip("[]"), int(address.target.rpartition(":")[2])
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            raise TransportError(f"cannot listen on {listen}: {error.strerror}", may_have_run=False) from None
 
 
 def _import(app_module: str) -> None:

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from blazen_certs import Authority
-from blazen_peer import PermissionDeniedError, TransportError
+from blazen_peer import PermissionDeniedError, TlsError, TransportError
 
 pytestmark = pytest.mark.envoy
 FORGED_IDENTITY = (
@@ -178,7 +178,7 @@ async def test_callee_of_another_authority(start_remote: Any, certificates: Auth
     other = Authority.create(short_dir / "other", "mesh.test").issue("analyst").path
     remote = await start_remote(identities={"analyst": other})
     for attempt in (remote.connect(), remote.invoke(remote.message("demo::echo", 1), [remote.bearer(remote.jwt())])):
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(TlsError) as caught:
             await attempt
         assert caught.value.may_have_run is False
     assert "CERTIFICATE_VERIFY_FAILED" in (await remote.mesh.wait_log("intake", log="call"))[0]["upstream_failure"]
