@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Sampler
 
-from blazen_peer import PeerClient, PeerServer, telemetry
+from blazen_peer import PeerClient, PeerServer, WorkflowResult, telemetry
 from blazen_peer.config import ServerSettings
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.runtime.run import Run
 from blazen_peer.transport.proto import peer_pb2
 
 QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
@@ -164,3 +166,19 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., InMemorySp
     yield turn_on
     for provider in providers:
         provider.shutdown()
+
+
+@pytest.fixture
+def severed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once a server's wait for a run was cut off, as it is when the caller is gone and the server has noticed."""
+    event, wait = asyncio.Event(), Run.wait
+
+    async def noticing(run: Run) -> WorkflowResult:
+        try:
+            return await wait(run)
+        except asyncio.CancelledError:
+            event.set()
+            raise
+
+    monkeypatch.setattr(Run, "wait", noticing)
+    return event

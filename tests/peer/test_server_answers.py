@@ -277,22 +277,6 @@ async def test_request_over_the_message_limit(serve: Serve, raw_call: RawCall) -
     assert "(1001 vs. 1000)" in (caught.value.details() or "")
 
 
-METHODS = [
-    pytest.param("/blazen.peer.v1.BlazenPeer/StreamSubWorkflowEvents", id="stream"),
-    pytest.param("/blazen.peer.v1.BlazenPeer/DerefSessionRef", id="deref"),
-    pytest.param("/blazen.peer.v1.BlazenPeer/NoSuchMethod", id="unknown-method"),
-    pytest.param("/no.such.Service/Method", id="unknown-service"),
-]
-
-
-@pytest.mark.parametrize("method", METHODS)
-async def test_methods_not_there(serve: Serve, raw_call: RawCall, method: str) -> None:
-    """A method that this peer lacks is UNIMPLEMENTED."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await raw_call(await serve(), HEX["V9"], method=method)
-    assert caught.value.code() is Code.UNIMPLEMENTED
-
-
 async def test_a_defect_tells_nothing(
     serve: Serve, raw_call: RawCall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,7 +37,9 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_run_survives_its_callers_disconnect(serve: Serve, connect: Connect, registry: Registry) -> None:
+async def test_a_run_survives_its_callers_disconnect(
+    serve: Serve, connect: Connect, registry: Registry, severed: asyncio.Event
+) -> None:
     """A caller whose connection breaks severs its wait only; the run goes on to its end."""
     begun, go, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -55,6 +57,7 @@ async def test_a_run_survives_its_callers_disconnect(serve: Serve, connect: Conn
         await begun.wait()
         await client.aclose()
         await asyncio.wait([call])
+        await severed.wait()
         assert server._invocations.in_progress == 1
         go.set()
         await finished.wait()
@@ -62,7 +65,7 @@ async def test_a_run_survives_its_callers_disconnect(serve: Serve, connect: Conn
 
 
 async def test_a_run_survives_its_callers_deadline(
-    serve: Serve, registry: Registry, raw_call: Callable[..., Awaitable[bytes]]
+    serve: Serve, registry: Registry, raw_call: Callable[..., Awaitable[bytes]], severed: asyncio.Event
 ) -> None:
     """The deadline of the RPC ends the wait; the run has its own."""
     from blazen_peer.wire import SubWorkflowRequest
@@ -79,6 +82,8 @@ async def test_a_run_survives_its_callers_deadline(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await raw_call(server, SubWorkflowRequest("w", ("slow",), b"1", 60).encode(), timeout_secs=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(severed.wait(), 10)
+    assert server._invocations.in_progress == 1
     go.set()
     await asyncio.wait_for(finished.wait(), 10)
 
