@@ -135,8 +135,8 @@ class PeerClient:
                         telemetry.REQUEST_BYTES: len(request),
                     }
                 )
-            pairs = metadata.encode() + list(telemetry.inject().items())
-            call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=[*self._authorization(), *pairs])
+            pairs = grpc.aio.Metadata(*self._authorization(), *metadata.encode(), *telemetry.inject().items())
+            call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=pairs)
             return _result_of(await self._answer(call))
 
     def run_remote_workflow_blocking(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from blazen_peer.identity import ANONYMOUS, Caller
 
@@ -15,8 +15,7 @@ def _no_clock() -> float:
     return 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class RunInfo:
+class RunInfo(NamedTuple):
     """The facts of one run.
 
     Attributes:

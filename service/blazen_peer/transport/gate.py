@@ -12,20 +12,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from blazen_peer.auth.gate import Gate, Refused
 from blazen_peer.auth.tokens import TokenKeys
-from blazen_peer.errors import BlazenError, PermissionDeniedError, UnauthenticatedError
-from blazen_peer.identity import ANONYMOUS, Caller
+from blazen_peer.errors import BlazenError, EncodeError, PermissionDeniedError, UnauthenticatedError
+from blazen_peer.identity import Caller
 from blazen_peer.transport.status import refusal_of
+from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["CALLER", "GateInterceptor"]
+__all__ = ["ADMITTED", "Admitted", "GateInterceptor"]
 
-CALLER: ContextVar[Caller] = ContextVar("blazen_peer.caller", default=ANONYMOUS)
-"""Whom the gate admitted, for the handler of the same call: both run in one task."""
+
+class Admitted(NamedTuple):
+    """Whom the gate admitted, and the call's metadata as the gate saw it (gRPC makes it anew whenever it is asked)."""
+
+    caller: Caller
+    metadata: Sequence[tuple[str, str | bytes]]
+
+
+ADMITTED: ContextVar[Admitted] = ContextVar("blazen_peer.admitted")
+"""For the handler of the same call: gate and handler run in one task."""
 
 _HEALTH_METHODS = "/grpc.health.v1.Health/"
 _ANSWERS: dict[str, BlazenError] = {
@@ -65,15 +74,24 @@ class GateInterceptor(grpc.GenericRpcHandler):
         method = handler_call_details.method
         if method.startswith(_HEALTH_METHODS):
             return None  # health stands beside the gate
+        metadata: Sequence[tuple[str, str | bytes]] = handler_call_details.invocation_metadata
         try:
-            caller = self._gate.admit(
-                handler_call_details.invocation_metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock()
-            )
+            caller = self._gate.admit(metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock())
         except Refused as refused:
-            logger.warning("refused %s with %s: %s", method, refused.status, refused.reason)
+            said = _said_of(metadata)
+            logger.warning("refused %s with %s: %s (%s)", method, refused.status, refused.reason, said)
             return self._refusing[refused.status]
-        CALLER.set(caller)
+        ADMITTED.set(Admitted(caller, metadata))
         return next((found for item in self._behind if (found := item.service(handler_call_details)) is not None), None)
+
+
+def _said_of(metadata: Sequence[tuple[str, str | bytes]]) -> str:
+    """Return what a refused call said of itself, for the log: it proves nothing."""
+    try:
+        call = CallMetadata.decode(metadata)
+    except EncodeError:
+        return "its metadata is not well formed"
+    return f"it calls itself {call.client_node_id or 'nothing'}, its invocation {call.invocation_id or 'nothing'}"
 
 
 def _refusing(answer: BlazenError) -> grpc.RpcMethodHandler[Any, Any]:

@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2
 from blazen_peer import telemetry
 from blazen_peer.errors import BlazenError, EncodeError
 from blazen_peer.identity import Caller
-from blazen_peer.transport.gate import CALLER
+from blazen_peer.transport.gate import ADMITTED
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.status import refusal_of
 from blazen_peer.wire.metadata import CallMetadata, PeerTraits
@@ -48,8 +48,8 @@ def peer_handlers(invoke: Invoke, node_id: str) -> grpc.GenericRpcHandler:
 
     async def invoke_sub_workflow(request: bytes, context: _Context) -> bytes:
         try:
-            metadata = CallMetadata.decode(context.invocation_metadata() or ())
-            caller = CALLER.get()
+            caller, sent = ADMITTED.get()
+            metadata = CallMetadata.decode(sent)
             with telemetry.served_span(PEER_SERVICE, "InvokeSubWorkflow", telemetry.extract(metadata.trace)) as span:
                 if not span.is_recording():
                     return _response(await invoke(_payload(request), caller, metadata))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from blazen_peer.errors import EncodeError, ValidationError
 from blazen_peer.identity import check_node_id
@@ -30,8 +32,7 @@ _MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
 _OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, *TRACE_HEADERS})
 
 
-@dataclass(frozen=True, slots=True)
-class CallMetadata:
+class CallMetadata(NamedTuple):
     """What a call says beside its envelope.
 
     Attributes:
@@ -44,7 +45,7 @@ class CallMetadata:
     invocation_id: str | None = None
     client_node_id: str | None = None
     timeout_ms: int | None = None
-    trace: Mapping[str, str] = field(default_factory=dict)
+    trace: Mapping[str, str] = MappingProxyType({})
 
     def encode(self) -> list[tuple[str, str]]:
         """Return the metadata pairs, in a fixed order."""

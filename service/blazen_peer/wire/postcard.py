@@ -86,6 +86,12 @@ class Reader:
 
     def text(self) -> str:
         """Take a string: its length in bytes, then UTF-8."""
+        data, position = self._data, self.position
+        length = data[position]
+        end = position + 1 + length
+        if length < 0x80 and end <= self._end:  # nearly all: names and ids
+            self.position = end
+            return data[position + 1 : end].decode()
         return self.blob().decode()
 
     def flag(self) -> bool:
