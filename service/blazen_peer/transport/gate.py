@@ -78,20 +78,21 @@ class GateInterceptor(grpc.GenericRpcHandler):
         try:
             caller = self._gate.admit(metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock())
         except Refused as refused:
-            said = _said_of(metadata)
-            logger.warning("refused %s with %s: %s (%s)", method, refused.status, refused.reason, said)
+            logger.warning("refused %s with %s: %s%s", method, refused.status, refused.reason, _said_of(metadata))
             return self._refusing[refused.status]
         ADMITTED.set(Admitted(caller, metadata))
         return next((found for item in self._behind if (found := item.service(handler_call_details)) is not None), None)
 
 
 def _said_of(metadata: Sequence[tuple[str, str | bytes]]) -> str:
-    """Return what a refused call said of itself, for the log: it proves nothing."""
+    """Return what a refused call said of itself, for the log: it proves nothing. Empty when it said nothing well formed."""
     try:
         call = CallMetadata.decode(metadata)
     except EncodeError:
-        return "its metadata is not well formed"
-    return f"it calls itself {call.client_node_id or 'nothing'}, its invocation {call.invocation_id or 'nothing'}"
+        return ""
+    said = [f"client {call.client_node_id}"] if call.client_node_id else []
+    said += [f"invocation {call.invocation_id}"] if call.invocation_id else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _refusing(answer: BlazenError) -> grpc.RpcMethodHandler[Any, Any]:
