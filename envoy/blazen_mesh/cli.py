@@ -29,6 +29,7 @@ from blazen_peer.errors import BlazenError, ValidationError
 
 __all__ = ["app", "entry", "main", "run_up"]
 
+PIPE_COLUMNS = 120
 _DONE, _PROBLEMS, _WRONG_USE = 0, 1, 2
 # Typer carries click's classes under different module names from release to release; its own subclass always leads to them.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -87,7 +88,7 @@ def check(
     if as_json:
         _print_json(_as_object(mesh, problems, binary))
         return _PROBLEMS if problems else _DONE
-    out = Console()
+    out = _console()
     if mesh:
         out.print(_flow_table(mesh))
         for note in notes(mesh):
@@ -139,7 +140,7 @@ def render(
     files = render_node(mesh, node, paths, otlp=_otlp(otlp))
     write_files(files, out_dir)
     made = ensure_secret(out_dir / "sidecar-proof")
-    console = Console()
+    console = _console()
     for name in sorted(files):
         console.print(f"wrote {out_dir / name}", highlight=False, soft_wrap=True)
     console.print(f"{'made' if made else 'kept'} {out_dir / 'sidecar-proof'}", highlight=False, soft_wrap=True)
@@ -206,7 +207,7 @@ def run_up(
     if envoy is None:
         raise ValidationError(f"there is no Envoy: {HOW_TO_GET_IT}")
     token_file = _token_file(directory, environment)
-    console = Console()
+    console = _console()
     with console.status("rendering"):
         nodes = prepare(
             mesh,
@@ -330,6 +331,11 @@ def _nodes(mesh: Mesh) -> list[dict[str, Any]]:
         }
         for name, peer in sorted(mesh.peers.items())
     ]
+
+
+def _console() -> Console:
+    """Return the console; in a pipe it is wide enough for the tables."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS)
 
 
 def _mesh_table(mesh: Mesh) -> Table:
