@@ -15,101 +15,50 @@ Tests are skipped with the reason where the Rust programs cannot be built; with 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from blazen_peer import Context, Event, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow
 from blazen_peer.runtime.registry import Registry
+from tests.interop.clients import LineProcess, RustClient
 from tests.interop.programs import CannotBuildError, Programs, build
+from tests.interop.wheel import WheelPython, wheel_python
 from tests.mesh.conftest import certificates, envoy, short_dir, start_mesh
 
 __all__ = ["certificates", "envoy", "short_dir", "start_mesh"]
 
+T = TypeVar("T")
 TOKEN = "the-shared-token-of-this-mesh-0123456789"
 FLOW = ("intake", "analyst")
-ANSWER_SECS = 60.0
-LINE_BYTES = 64 * 1024 * 1024
 WAYS = [pytest.param("plain", id="plain"), pytest.param("meshed", id="sidecars", marks=pytest.mark.envoy)]
 
 
 @pytest.fixture(scope="session")
 def programs() -> Programs:
     """The Rust programs; the first test that wants them waits for their build."""
+    return had(build)
+
+
+@pytest.fixture(scope="session")
+def wheel() -> WheelPython:
+    """A Python with the real Blazen's own binding."""
+    return had(wheel_python)
+
+
+def had(make: Callable[[], T]) -> T:
+    """Return what *make* makes; where it cannot, skip the test, or fail it if it must run here."""
     try:
-        return build()
+        return make()
     except CannotBuildError as error:
         if os.environ.get("INTEROP_REQUIRED"):
             pytest.fail(f"the real Blazen must be tested here, and cannot: {error}", pytrace=False)
         pytest.skip(str(error).partition("\n")[0])
-
-
-class RustClient:
-    """The real client in a process of its own; it makes one call at a time."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    @classmethod
-    async def start(cls, program: str, address: str) -> RustClient:
-        """Start it; its first answer is connect's."""
-        return cls(
-            await asyncio.create_subprocess_exec(
-                program, address, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES
-            )
-        )
-
-    async def answer(self) -> Any:
-        """Return its next answer."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(ANSWER_SECS):
-            line = await self.process.stdout.readline()
-        assert line, "the Rust client ended"
-        return json.loads(line)
-
-    async def send(self, do: str, **fields: Any) -> None:
-        """Give it one command."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
-        await self.process.stdin.drain()
-
-    async def ask(self, do: str, **fields: Any) -> Any:
-        """Give it one command and return the answer."""
-        await self.send(do, **fields)
-        return await self.answer()
-
-    async def invoke(self, steps: Sequence[str], document: Any = None, **options: Any) -> Any:
-        """Have it call *steps*; *options* are those of :func:`invocation`."""
-        return await self.ask("invoke", **invocation(steps, document, **options))
-
-    async def raw(self, method: str, payload: bytes, metadata: Mapping[str, str] | None = None) -> Any:
-        """Send *payload* by its generated client: ``{"payloads": ...}`` or ``{"status": {"code": ..., "text": ...}}``."""
-        return await self.ask("raw", method=method, payload=list(payload), metadata=dict(metadata or {}))
-
-    async def close(self) -> None:
-        """End it."""
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.process.communicate()
-
-
-def invocation(
-    steps: Sequence[str],
-    document: Any = None,
-    *,
-    input_json: str | None = None,
-    workflow: str = "interop",
-    timeout_secs: int | None = None,
-    version: int = 1,
-) -> dict[str, Any]:
-    """Return the fields of one invocation, as the Rust client wants them."""
-    text = json.dumps(document) if input_json is None else input_json
-    return {"workflow": workflow, "steps": list(steps), "input": text, "timeout_secs": timeout_secs, "version": version}
 
 
 ConnectRust = Callable[[str], Awaitable[RustClient]]
@@ -140,6 +89,21 @@ async def rust_client(start_rust_client: ConnectRust) -> ConnectRust:
     return connect
 
 
+@pytest.fixture
+async def wheel_client(wheel: WheelPython) -> AsyncIterator[Callable[[str], Awaitable[LineProcess]]]:
+    """A factory of connected clients of the Python binding for an address."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(address: str) -> LineProcess:
+            script = str(Path(__file__).with_name("wheel_client.py"))
+            client = await LineProcess.start(*wheel.argv, script, address, environ=wheel.environ)
+            stack.push_async_callback(client.close)
+            assert await client.answer() == {"connected": True}
+            return client
+
+        yield connect
+
+
 class Analyzed(Event):
     """What ``interop::analyze`` hands on."""
 
@@ -167,6 +131,11 @@ class OurPeer:
         async def echo(event: StartEvent, ctx: Context) -> StopEvent:
             self.begun[ctx.step_id] += 1
             return StopEvent(result=event.data)
+
+        @registry.step("interop::null")
+        async def null(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            return StopEvent(result=None)
 
         @registry.step("interop::caller")
         async def caller(event: StartEvent, ctx: Context) -> StopEvent:
@@ -230,6 +199,13 @@ async def meshed(start_mesh: Any) -> AsyncIterator[OurPeer]:
 @pytest.fixture(params=WAYS)
 def our_peer(request: pytest.FixtureRequest, programs: Programs) -> OurPeer:
     """Our peer, once in plain text and once behind both sidecars."""
+    peer: OurPeer = request.getfixturevalue(request.param)
+    return peer
+
+
+@pytest.fixture(params=WAYS)
+def wheel_peer(request: pytest.FixtureRequest, wheel: WheelPython) -> OurPeer:
+    """The same for tests of the Python binding."""
     peer: OurPeer = request.getfixturevalue(request.param)
     return peer
 

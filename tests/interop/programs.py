@@ -45,7 +45,7 @@ def build(*, release: bool = False) -> Programs:
         CannotBuildError: There is no cargo, it is too old, or the build failed.
     """
     profile = "release" if release else "dev"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blazen-interop"
+    cache = cache_directory()
     built = cache / f"{_hash_of_sources()}-{profile}"
     server, client = (built / name for name in NAMES)
     if not (server.exists() and client.exists()):
@@ -54,6 +54,11 @@ def build(*, release: bool = False) -> Programs:
             raise CannotBuildError("no protoc: install grpcio-tools")
         _build(cache, built, profile)
     return Programs(server, client)
+
+
+def cache_directory() -> Path:
+    """Return where everything is kept that is built or fetched for these tests."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blazen-interop"
 
 
 def _hash_of_sources() -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from blazen_peer.wire import SubWorkflowRequest
-from tests.interop.conftest import FLOW, TOKEN, OurPeer, invocation
+from tests.interop.clients import invocation
+from tests.interop.conftest import FLOW, TOKEN, OurPeer
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120, func_only=True)]
 
@@ -153,7 +154,7 @@ async def test_result_over_4_mib(rust_client: Any, our_peer: Any) -> None:
 async def test_caller_dies(rust_client: Any, our_peer: Any) -> None:
     """A caller that dies severs its own wait alone: the run goes on to its end, once."""
     rust = await rust_client(our_peer.address)
-    await rust.send("invoke", **invocation(["interop::hold"]))
+    await rust.send(invocation(["interop::hold"]))
     await asyncio.wait_for(our_peer.held.wait(), 10)
     await rust.close()
     assert (our_peer.begun, our_peer.finished) == ({"interop::hold": 1}, {})

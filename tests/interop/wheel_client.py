@@ -1,0 +1,38 @@
+"""The real Blazen's Python client, driven by JSON lines: run with the ``blazen`` wheel, as ``wheel_client.py ADDRESS``.
+
+It stands alone: nothing of the project can be imported here. Each line is a list of calls to make at once on the one client;
+the answer is the list of theirs.
+"""
+
+# ruff: noqa: T201
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import blazen  # type: ignore[import-not-found]
+
+
+async def call(client, workflow, steps, document, timeout_secs):
+    try:
+        answer = await client.invoke_sub_workflow(blazen.SubWorkflowRequest(workflow, steps, document, timeout_secs))
+    except blazen.PeerError as error:
+        return {"failed": {"kind": type(error).__name__, "text": str(error)}}
+    return {
+        "result": answer.result_value(),
+        "error": answer.error,
+        "state": answer.state_values(),
+        "refs": sorted(answer.remote_refs()),
+    }
+
+
+async def main(address):
+    client = await blazen.BlazenPeerClient.connect(address, "wheel-client")
+    print(json.dumps({"connected": True}), flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        answers = await asyncio.gather(*(call(client, **fields) for fields in json.loads(line)))
+        print(json.dumps(answers), flush=True)
+
+
+asyncio.run(main(sys.argv[1]))
