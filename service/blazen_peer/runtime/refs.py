@@ -45,12 +45,14 @@ class RemoteRef:
         origin_node_id: The node that holds the value; empty where no server does.
         type_tag: Says what the value is, so that its bytes can be read: ``my_app::Model``.
         created_at_epoch_ms: When it was put, in milliseconds since 1970, UTC.
+        invocation_id: Of the call whose response listed it: goes along when it is used, so that sidecars find the replica.
     """
 
     uuid: UUID
     origin_node_id: str
     type_tag: str
     created_at_epoch_ms: int
+    invocation_id: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def descriptor(self) -> RemoteRefDescriptor:
@@ -58,9 +60,9 @@ class RemoteRef:
         return RemoteRefDescriptor(self.origin_node_id, self.type_tag, self.created_at_epoch_ms)
 
     @classmethod
-    def of(cls, uuid: UUID, descriptor: RemoteRefDescriptor) -> Self:
-        """Return the ref that a response lists."""
-        return cls(uuid, descriptor.origin_node_id, descriptor.type_tag, descriptor.created_at_epoch_ms)
+    def of(cls, uuid: UUID, descriptor: RemoteRefDescriptor, invocation_id: str | None = None) -> Self:
+        """Return the ref that the response of a call lists."""
+        return cls(uuid, descriptor.origin_node_id, descriptor.type_tag, descriptor.created_at_epoch_ms, invocation_id)
 
 
 @dataclass(slots=True, eq=False)

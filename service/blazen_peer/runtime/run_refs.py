@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,7 +28,7 @@ class RunRefs:
         listed: Whether a response tells a remote caller of them.
     """
 
-    __slots__ = ("_listed", "_outlived", "_over", "_owner", "_parent", "_parent_run_id", "_table", "_uuids")
+    __slots__ = ("_at_end", "_listed", "_outlived", "_over", "_owner", "_parent", "_parent_run_id", "_table", "_uuids")
 
     def __init__(
         self,
@@ -43,10 +44,19 @@ class RunRefs:
         self._over = False
         self._uuids: list[UUID] | None = None  # made by the first put: most runs have none
         self._outlived: list[UUID] | None = None  # of children, to go when this run ends
+        self._at_end: dict[Hashable, Callable[[], None]] | None = None
 
     def child(self) -> RunRefs:
         """Return the refs of a run that a step of this one starts: the same table, the same owner."""
         return RunRefs(self._table, self._owner, parent=self)
+
+    def at_end(self, key: Hashable, action: Callable[[], None]) -> None:
+        """Have *action* called once at the run's end, in its thread; now, if it is over. One action for each *key*."""
+        with self._table.lock:
+            if not self._over:
+                self._at_end = {**(self._at_end or {}), key: action}
+                return
+        action()
 
     def put(
         self,
@@ -101,6 +111,14 @@ class RunRefs:
 
         A run that failed leaves nothing: nobody was told of its refs.
         """
+        refs = self._settled(succeeded)
+        if self._at_end is not None:
+            actions, self._at_end = self._at_end, None
+            for action in actions.values():
+                action()
+        return refs
+
+    def _settled(self, succeeded: bool) -> tuple[RemoteRef, ...]:
         table = self._table
         with table.lock:
             self._over = True

@@ -448,3 +448,17 @@ def test_repr_holds_no_value(table: RefTable) -> None:
     """No log gets a value by way of an entry's repr."""
     ref = put(served(table), b"canary")
     assert "canary" not in repr(table.use(ref.uuid, ALICE))
+
+
+def test_at_the_end(table: RefTable) -> None:
+    """What is to be done at a run's end is done once for each key, and at once when the run is over."""
+    done: list[str] = []
+    run = served(table)
+    for key, what in (("a", "first"), ("b", "second"), ("a", "third")):
+        run.at_end(key, lambda what=what: done.append(what))  # type: ignore[misc]
+    assert done == []
+    run.finish(succeeded=False)
+    run.finish(succeeded=False)
+    assert done == ["third", "second"]
+    run.at_end("a", lambda: done.append("late"))
+    assert done[-1] == "late"
