@@ -1,4 +1,4 @@
-"""The two Rust programs below ``rust/``: the real Blazen, built outside the project and kept there.
+"""The Rust programs below ``rust/``: the real Blazen, built outside the project and kept there.
 
 ``python tests/interop/programs.py [--release]`` builds them (about 300 crates: minutes once, nothing after) and prints where
 they are. They live below ``$XDG_CACHE_HOME`` (or ``~/.cache``) in ``blazen-interop``, under the hash of their sources; that
@@ -20,7 +20,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "rust"
 OLDEST_RUST = (1, 91)
 BUILD_SECS = 1800.0
-NAMES = ("interop-server", "interop-client")
+NAMES = ("interop-server", "interop-client", "interop-docs")
 
 
 class CannotBuildError(Exception):
@@ -29,10 +29,11 @@ class CannotBuildError(Exception):
 
 @dataclass(frozen=True)
 class Programs:
-    """Where the two programs are."""
+    """Where the programs are: the server, the client driven by lines, and the one that ``docs/interop.md`` shows."""
 
     server: Path
     client: Path
+    docs: Path
 
 
 def build(*, release: bool = False) -> Programs:
@@ -47,13 +48,13 @@ def build(*, release: bool = False) -> Programs:
     profile = "release" if release else "dev"
     cache = cache_directory()
     built = cache / f"{_hash_of_sources()}-{profile}"
-    server, client = (built / name for name in NAMES)
-    if not (server.exists() and client.exists()):
+    programs = Programs(*(built / name for name in NAMES))
+    if not all((built / name).exists() for name in NAMES):
         _check_rust()
         if find_spec("grpc_tools") is None:
             raise CannotBuildError("no protoc: install grpcio-tools")
         _build(cache, built, profile)
-    return Programs(server, client)
+    return programs
 
 
 def cache_directory() -> Path:
@@ -85,7 +86,7 @@ def _check_rust() -> None:
 
 def _build(cache: Path, built: Path, profile: str) -> None:
     # Cargo writes its lock file beside the manifest: so it works on a copy. One target directory serves every hash, so that
-    # a changed source rebuilds two programs and not 300 crates; cargo itself locks it.
+    # a changed source rebuilds three programs and not 300 crates; cargo itself locks it.
     copy = cache / f"{built.name}.src"
     for path in _files():
         target = copy / path.relative_to(SOURCES)
@@ -125,4 +126,4 @@ if __name__ == "__main__":
         programs = build(release="--release" in sys.argv[1:])
     except CannotBuildError as error:
         sys.exit(f"cannot build the real Blazen: {error}")
-    print(programs.server, programs.client, sep="\n")  # noqa: T201
+    print(programs.server, programs.client, programs.docs, sep="\n")  # noqa: T201
