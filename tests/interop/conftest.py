@@ -18,7 +18,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,21 +40,27 @@ WAYS = [pytest.param("plain", id="plain"), pytest.param("meshed", id="sidecars",
 
 
 @pytest.fixture(scope="session")
-def programs() -> Programs:
+def programs(request: pytest.FixtureRequest) -> Programs:
     """The Rust programs; the first test that wants them waits for their build."""
-    return had(build)
+    return had(request.config, "building the real Blazen in Rust (minutes, once)", build)
 
 
 @pytest.fixture(scope="session")
-def wheel() -> WheelPython:
+def wheel(request: pytest.FixtureRequest) -> WheelPython:
     """A Python with the real Blazen's own binding."""
-    return had(wheel_python)
+    return had(request.config, "fetching the real Blazen's Python binding (once)", wheel_python)
 
 
-def had(make: Callable[[], T]) -> T:
-    """Return what *make* makes; where it cannot, skip the test, or fail it if it must run here."""
+def had(config: pytest.Config, what: str, make: Callable[[Callable[[], None]], T]) -> T:
+    """Return what *make* makes, having said *what* if that takes long; without it, skip the test, or fail it if it must run."""
+
+    def say() -> None:
+        capture = config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            config.get_terminal_writer().line(f"\n{what}")
+
     try:
-        return make()
+        return make(say)
     except CannotBuildError as error:
         if os.environ.get("INTEROP_REQUIRED"):
             pytest.fail(f"the real Blazen must be tested here, and cannot: {error}", pytrace=False)
@@ -227,19 +233,20 @@ async def rust_meshed(programs: Programs, start_peer: Callable[..., Any], start_
 
 
 @pytest.fixture(params=[pytest.param(f"rust_{way.values[0]}", id=way.id, marks=way.marks) for way in WAYS])
-def _rust_way(request: pytest.FixtureRequest) -> tuple[Any, str]:
+def rust_way(request: pytest.FixtureRequest) -> tuple[Any, str]:
+    """The real server's process and where it is called, once in plain text and once behind both sidecars."""
     way: tuple[Any, str] = request.getfixturevalue(request.param)
     return way
 
 
 @pytest.fixture
-def rust_peer(_rust_way: tuple[Any, str]) -> Any:
+def rust_peer(rust_way: tuple[Any, str]) -> Any:
     """The real server's process, once in plain text and once behind both sidecars; its log has a line for each execution."""
-    return _rust_way[0]
+    return rust_way[0]
 
 
 @pytest.fixture
-async def client(_rust_way: tuple[Any, str]) -> AsyncIterator[PeerClient]:
+async def client(rust_way: tuple[Any, str]) -> AsyncIterator[PeerClient]:
     """Our client, connected to ``rust_peer``."""
-    async with await PeerClient.connect_async(_rust_way[1], "intake", token=TOKEN) as connected:
+    async with await PeerClient.connect_async(rust_way[1], "intake", token=TOKEN) as connected:
         yield connected

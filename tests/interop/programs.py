@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,10 +37,11 @@ class Programs:
     docs: Path
 
 
-def build(*, release: bool = False) -> Programs:
+def build(on_begin: Callable[[], None] = lambda: None, *, release: bool = False) -> Programs:
     """Return the programs, built now unless that was done before.
 
     Args:
+        on_begin: Called before what may take minutes.
         release: Optimised, for measuring.
 
     Raises:
@@ -53,6 +55,7 @@ def build(*, release: bool = False) -> Programs:
         _check_rust()
         if find_spec("grpc_tools") is None:
             raise CannotBuildError("no protoc: install grpcio-tools")
+        on_begin()
         _build(cache, built, profile)
     return programs
 

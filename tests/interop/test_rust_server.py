@@ -7,7 +7,9 @@ import json
 from collections import Counter
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blazen_peer import (
     EncodeError,
@@ -30,8 +32,19 @@ def executions(rust_peer: Any) -> list[str]:
     return [line.removeprefix("ran interop::") for line in rust_peer.log.splitlines() if line.startswith("ran ")]
 
 
+async def test_no_health(rust_way: tuple[Any, str]) -> None:
+    """It answers UNIMPLEMENTED to a health call; for connect, that is somebody who is there."""
+    _, address = rust_way
+    async with grpc.aio.insecure_channel(address.removeprefix("http://")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    async with await PeerClient.connect_async(address, "intake") as client:
+        assert client.node_id == "intake"
+
+
 async def test_two_steps(client: PeerClient, rust_peer: Any) -> None:
-    """Two steps run once each, and the terminal event's payload comes back; that it has no health does not hinder connect."""
+    """Two steps run once each, and the terminal event's payload comes back."""
     steps = ["interop::analyze", "interop::summarize"]
     result = await client.run_remote_workflow("pipeline", steps, '{"document": "one two three"}', 60)
     assert (result.event.event_type, result.event.data_json) == ("blazen::StopEvent", '{"words":3}')

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +36,16 @@ class WheelPython:
     environ: dict[str, str]
 
 
-def wheel_python() -> WheelPython:
-    """Return it, made now unless that was done before.
+def wheel_python(on_begin: Callable[[], None] = lambda: None) -> WheelPython:
+    """Return it, made now unless that was done before; *on_begin* is called before what may take a while.
 
     Raises:
         CannotBuildError: The wheel cannot be had here, or no C library for it.
     """
     wheel = cache_directory() / f"wheel-{VERSION}"
     if not wheel.exists():
-        with _moved_to(wheel) as part:
+        on_begin()
+        with _arriving_at(wheel) as part:
             pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
             _run(*pip, "--no-deps", "--target", str(part), f"blazen=={VERSION}")
     environ = {**os.environ, "PYTHONPATH": str(wheel)}
@@ -61,7 +64,7 @@ def _with_newer_libc(version: str) -> tuple[str, ...]:
             raise CannotBuildError(
                 f"the blazen wheel needs glibc {'.'.join(map(str, OLDEST_GLIBC))}: here is {version}, and no Debian"
             )
-        with _moved_to(root) as part:
+        with _arriving_at(root) as part:
             _unpack_libc(part)
     loader = next(root.glob("usr/lib/*/ld-linux-*.so.*"))
     python = Path(sys.executable).resolve()
@@ -91,21 +94,17 @@ def _unpack_libc(root: Path) -> None:
             _run("dpkg-deb", "-x", str(package), str(root))
 
 
-class _moved_to:  # noqa: N801 - read as a function
-    """A fresh directory beside *path*, which becomes *path* when the block is left without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = Path(tempfile.mkdtemp(prefix=f"{self._path.name}.part", dir=self._path.parent))
-        return self._part
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None and not self._path.exists():
-            self._part.rename(self._path)
-        shutil.rmtree(self._part, ignore_errors=True)
+@contextmanager
+def _arriving_at(path: Path) -> Iterator[Path]:
+    """Give a fresh directory beside *path*, which becomes *path* when the block is left without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{path.name}.part", dir=path.parent))
+    try:
+        yield part
+        if not path.exists():
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _run(*argv: str, environ: dict[str, str] | None = None, cwd: Path | None = None) -> str:
