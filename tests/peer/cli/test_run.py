@@ -176,6 +176,7 @@ def test_every_error_has_an_exit_code() -> None:
         "EncodeError",
         "EnvelopeVersionError",
         "InvocationConflictError",
+        "InvocationNotFoundError",
         "PeerError",
         "RefNotFoundError",
     }
