@@ -27,6 +27,8 @@ from blazen_peer.events import Event, StartEvent, StopEvent
 from blazen_peer.identity import Caller
 from blazen_peer.runtime import (
     Context,
+    RefLifetime,
+    RemoteRef,
     Workflow,
     WorkflowBuilder,
     WorkflowResult,
@@ -52,7 +54,9 @@ __all__ = [
     "PeerError",
     "PeerServer",
     "PermissionDeniedError",
+    "RefLifetime",
     "RefNotFoundError",
+    "RemoteRef",
     "ServerSettings",
     "StartEvent",
     "StopEvent",

@@ -21,6 +21,9 @@ from blazen_peer.config import MAX_MESSAGE_BYTES, check_timeout_secs, client_tar
 from blazen_peer.credentials import TokenSource
 from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError, WorkflowError
 from blazen_peer.identity import check_node_id
+from blazen_peer.ref_calls import RefCalls
+from blazen_peer.runtime.context import current_run
+from blazen_peer.runtime.refs import RemoteRef
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.transport.channels import Channels, Endpoint, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
@@ -38,7 +41,7 @@ UNTOLD_TIMEOUT_SECS: Final = 3600.0  # how long to wait where neither the call n
 MARGIN_SECS: Final = 5.0  # the RPC's own deadline sits this much above the run's
 
 
-class PeerClient:
+class PeerClient(RefCalls):
     """A connection to one peer, made by :meth:`connect` or :meth:`connect_async`.
 
     One client serves plain threads by its ``..._blocking`` methods and any number of event loops, at once or one after
@@ -48,6 +51,7 @@ class PeerClient:
 
     def __init__(self, address: str, client_node_id: str, token: str | None, max_message_bytes: int) -> None:
         """Prepare a client without connecting it: use :meth:`connect`."""
+        super().__init__()
         self._node_id = check_node_id(client_node_id)
         self._address = address
         self._channels = Channels(client_target(address), max_message_bytes)
@@ -137,7 +141,10 @@ class PeerClient:
                 )
             pairs = grpc.aio.Metadata(*self._authorization(), *metadata.encode(), *telemetry.inject().items())
             call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=pairs)
-            return _result_of(await self._answer(call))
+            result = _result_of(await self._answer(call), metadata.invocation_id)
+            if result.remote_refs:
+                self._tell_parents_end()
+            return result
 
     def run_remote_workflow_blocking(
         self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
@@ -164,7 +171,8 @@ class PeerClient:
         self._channels.close()
 
     async def aclose(self) -> None:
-        """Close as :meth:`close` does, and wait until it is done."""
+        """Close as :meth:`close` does, and wait until it is done; peers first get to know of parent runs that are over."""
+        await self._told()
         await asyncio.wait_for(
             asyncio.gather(*(asyncio.wrap_future(future) for future in self._channels.close()), return_exceptions=True),
             CONNECT_TIMEOUT_SECS,
@@ -229,7 +237,10 @@ class PeerClient:
         except EncodeError as error:
             raise ValidationError(str(error)) from None
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
-        metadata = CallMetadata(_new_id(), self._node_id, timeout_ms)
+        parent = current_run()
+        metadata = CallMetadata(
+            _new_id(), self._node_id, timeout_ms, parent_run_id=parent.run_id if parent is not None else None
+        )
         return message, metadata, run_secs + MARGIN_SECS
 
     def _endpoint(self) -> Endpoint:
@@ -249,6 +260,9 @@ class PeerClient:
                 raise TransportError("the client was closed while it waited for the answer") from None
             raise
 
+    def _is_ours(self) -> bool:
+        return self._traits.instance_id is not None
+
     def _authorization(self) -> tuple[tuple[str, str], ...]:
         if self._tokens is None:
             return ()
@@ -264,7 +278,7 @@ def _new_id() -> str:
     return secrets.token_hex(16)
 
 
-def _result_of(message: bytes) -> WorkflowResult:
+def _result_of(message: bytes, invocation_id: str | None) -> WorkflowResult:
     """Return the result that an answer carries, or raise what it says went wrong."""
     try:
         payload = peer_pb2.PostcardResponse.FromString(message).postcard_payload
@@ -276,6 +290,7 @@ def _result_of(message: bytes) -> WorkflowResult:
     if response.result_json is None:
         raise PeerError("the peer's answer holds neither a result nor an error")
     try:
-        return WorkflowResult.from_json(response.result_json.decode())
+        refs = {uuid: RemoteRef.of(uuid, known, invocation_id) for uuid, known in response.remote_refs.items()}
+        return WorkflowResult.from_json(response.result_json.decode(), refs)
     except (UnicodeDecodeError, ValidationError) as error:
         raise EncodeError(f"the peer's result is not JSON: {error}") from None

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
+from uuid import uuid4
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,10 +23,15 @@ from blazen_peer.description import describe
 from blazen_peer.errors import TransportError, ValidationError
 from blazen_peer.identity import check_node_id
 from blazen_peer.process import run_until_signalled
+from blazen_peer.ref_listing import listing_of
 from blazen_peer.runtime.invocations import Invocations
+from blazen_peer.runtime.local_refs import epoch_ms
+from blazen_peer.runtime.ref_serving import RefServing
+from blazen_peer.runtime.refs import RefTable
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
 from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
+from blazen_peer.transport.ref_servicer import ref_handlers
 from blazen_peer.transport.servicer import (
     CONTROL_SERVICE,
     PEER_SERVICE,
@@ -161,7 +167,11 @@ class PeerServer:
         self._used = True
         settings = self._settings
         self._stopped = asyncio.Event()
-        self._invocations = Invocations(self._node_id, self._registry, settings)
+        self._refs = RefServing(
+            RefTable(settings, node_id=self._node_id, clock=time.monotonic, epoch_ms=epoch_ms, new_uuid=uuid4),
+            max_message_bytes=settings.max_message_bytes,
+        )
+        self._invocations = Invocations(self._node_id, self._registry, settings, self._refs)
         self._health = TraitsHealthServicer(
             PeerTraits(
                 default_timeout_ms=round(settings.default_timeout_secs * 1000),
@@ -191,6 +201,11 @@ class PeerServer:
             (
                 peer_handlers(self._invocations.invoke, self._node_id),
                 control_handlers(lambda: describe(self._node_id, self._instance_id, self._registry, self._settings)),
+                *ref_handlers(
+                    self._refs,
+                    lambda caller: listing_of(self._refs.table, self._refs.listed(caller)),
+                    max_stream_secs=self._settings.max_timeout_secs,
+                ),
             ),
             Gate(require_identity=self._require_identity),
             keys=self._tokens.keys if self._tokens else lambda: None,
@@ -230,3 +245,4 @@ class PeerServer:
         if self._invocations.cancel_all():
             await asyncio.sleep(0)  # let the cancelled runs' answers be written
         await self._grpc.stop(None if self._stopped.is_set() else CANCEL_GRACE_SECS / 4)
+        self._refs.close()

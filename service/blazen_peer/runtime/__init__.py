@@ -3,6 +3,7 @@
 from blazen_peer.engine import StepDefinition
 from blazen_peer.runtime.context import Context, RunInfo, current_run
 from blazen_peer.runtime.definition import define_step
+from blazen_peer.runtime.refs import RefLifetime, RemoteRef
 from blazen_peer.runtime.registry import (
     DEFAULT_REGISTRY,
     Registry,
@@ -22,7 +23,9 @@ __all__ = [
     "DEFAULT_REGISTRY",
     "DEFAULT_TIMEOUT_SECS",
     "Context",
+    "RefLifetime",
     "Registry",
+    "RemoteRef",
     "Run",
     "RunInfo",
     "StepDefinition",

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from uuid import UUID
 
+from blazen_peer.errors import ValidationError
 from blazen_peer.identity import ANONYMOUS, Caller
+from blazen_peer.runtime.local_refs import local_table
+from blazen_peer.runtime.ref_values import Serializer
+from blazen_peer.runtime.refs import RefLifetime, RemoteRef
+from blazen_peer.runtime.run_refs import RunRefs
 
 __all__ = ["Context", "RunInfo", "current_run"]
 
@@ -26,6 +32,7 @@ class RunInfo(NamedTuple):
         node_id: The node that it runs on, where a server runs it.
         deadline: When it must be over, on ``clock``, in seconds; None: no deadline.
         clock: Seconds now, on the same clock; callable from any thread.
+        refs: Its session refs; None where there is no run.
     """
 
     workflow_name: str = ""
@@ -35,6 +42,7 @@ class RunInfo(NamedTuple):
     node_id: str | None = None
     deadline: float | None = None
     clock: Callable[[], float] = _no_clock
+    refs: RunRefs | None = None
 
     @property
     def time_left_secs(self) -> float | None:
@@ -51,7 +59,7 @@ class Context:
     __slots__ = ("_run", "_step_id")
 
     def __init__(self, run: RunInfo | None = None, step_id: str = "") -> None:
-        self._run = run if run is not None else RunInfo()
+        self._run = run if run is not None else RunInfo(refs=RunRefs(local_table()))
         self._step_id = step_id
 
     @property
@@ -94,8 +102,75 @@ class Context:
         """Seconds until the deadline, not below 0; None: no deadline."""
         return self._run.time_left_secs
 
+    def put_ref(
+        self,
+        value: Any,
+        *,
+        type_tag: str,
+        serializer: Serializer | None = None,
+        lifetime: RefLifetime | str = RefLifetime.CONTEXT,
+        lease_secs: float | None = None,
+        size_bytes: int | None = None,
+    ) -> RemoteRef:
+        """Leave a live value on this node and return its ref, by which the run's caller may fetch it. Callable in any thread.
+
+        Args:
+            value: Any object.
+            type_tag: Says what it is, to whoever reads it: 1 to 512 bytes of text, such as ``my_app::Model``.
+            serializer: Makes its bytes, all at once or piece by piece. It is called in a thread for each reading, so that the
+                value is read as it is then. None: the value is bytes, or else it is for the steps of this node alone.
+            lifetime: ``context`` (the default), ``explicit_drop``, ``snapshot`` or ``parent_finish``: see ``RefLifetime``.
+            lease_secs: How long it lives unused once the run is over, in seconds; None: as the server's settings say.
+            size_bytes: What it counts for against the limits; None: the serializer is called now, to find out.
+
+        Raises:
+            OverloadedError: A limit of this run or of the server is reached. Not caught, it fails the run.
+            ValidationError: An argument is not usable, or the run is over.
+        """
+        return self._refs.put(
+            value,
+            type_tag=type_tag,
+            serializer=serializer,
+            lifetime=lifetime,
+            lease_secs=lease_secs,
+            size_bytes=size_bytes,
+        )
+
+    def get_ref(self, ref: RemoteRef | UUID | str) -> Any:
+        """Return the live value of a ref of the same caller on this node, put in this run or another.
+
+        Raises:
+            RefNotFoundError: There is none.
+            ValidationError: *ref* is no uuid.
+        """
+        return self._refs.value(_uuid_of(ref))
+
+    def drop_ref(self, ref: RemoteRef | UUID | str) -> bool:
+        """Forget a ref of the same caller on this node; return whether there was one.
+
+        Raises:
+            ValidationError: *ref* is no uuid.
+        """
+        return self._refs.drop(_uuid_of(ref))
+
+    @property
+    def _refs(self) -> RunRefs:
+        refs = self._run.refs
+        if refs is None:
+            raise ValidationError("session refs belong to a run, and this is none")
+        return refs
+
     def __repr__(self) -> str:
         return f"Context(step_id={self._step_id!r}, run_id={self.run_id!r}, caller={str(self.caller)!r})"
+
+
+def _uuid_of(ref: RemoteRef | UUID | str) -> UUID:
+    if isinstance(ref, RemoteRef):
+        return ref.uuid
+    try:
+        return ref if isinstance(ref, UUID) else UUID(ref)
+    except (ValueError, TypeError, AttributeError):
+        raise ValidationError(f"{str(ref)[:64]!r} is not the uuid of a session ref") from None
 
 
 _CURRENT: ContextVar[RunInfo | None] = ContextVar("blazen_peer_run", default=None)

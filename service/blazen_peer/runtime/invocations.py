@@ -13,8 +13,10 @@ from blazen_peer import jsontext
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import EncodeError, OverloadedError, TransportError, UnknownStepError, ValidationError, WorkflowError
 from blazen_peer.identity import Caller
+from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.run import Run
+from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 from blazen_peer.wire.metadata import CallMetadata
@@ -34,10 +36,12 @@ class Invocations:
         node_id: The server's own name.
         registry: Where step ids and workflow names are looked up; nothing else on the wire names code.
         settings: The limits.
+        refs: Where the runs' session refs are held.
     """
 
-    def __init__(self, node_id: str, registry: Registry, settings: ServerSettings) -> None:
+    def __init__(self, node_id: str, registry: Registry, settings: ServerSettings, refs: RefServing) -> None:
         self._node_id, self._registry, self._settings = node_id, registry, settings
+        self._refs = refs
         self._runs: set[Run] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -70,7 +74,8 @@ class Invocations:
         except WorkflowError as error:
             text = str(error)
             return SubWorkflowResponse(error=text if text.startswith(_BARE) else f"workflow error: {text}").encode()
-        return SubWorkflowResponse(result_json=result.data_json.encode()).encode()
+        refs = {uuid: ref.descriptor for uuid, ref in result.remote_refs.items()}
+        return SubWorkflowResponse(result_json=result.data_json.encode(), remote_refs=refs).encode()
 
     def refuse_new(self) -> None:
         """Refuse every call from now on: the server is going away."""
@@ -104,6 +109,7 @@ class Invocations:
             node_id=self._node_id,
             timeout_secs=timeout_secs,
             on_end=self._over,
+            refs=RunRefs(self._refs.table, caller, parent_run_id=metadata.parent_run_id, listed=True),
         )
         self._runs.add(run)
         self._idle.clear()
@@ -111,6 +117,7 @@ class Invocations:
 
     def _over(self, run: Run) -> None:
         self._runs.discard(run)
+        self._refs.watch_leases()
         if not self._runs:
             self._idle.set()
 

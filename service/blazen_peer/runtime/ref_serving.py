@@ -97,6 +97,10 @@ class RefServing:
             self.table.renew(entry)
         yield ChunksEnd(size_bytes, checksum.digest())
 
+    def parent_ended(self, caller: Caller, parent_run_id: str) -> int:
+        """Forget what was to last until *caller*'s run *parent_run_id* ended; return how many those were."""
+        return self.table.parent_ended(caller, parent_run_id)
+
     def listed(self, caller: Caller) -> tuple[RefEntry, ...]:
         """Return the refs whose values *caller* may read, oldest first."""
         return tuple(entry for entry in self.table.owned_by(caller) if entry.is_serializable)

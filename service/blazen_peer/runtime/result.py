@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 from blazen_peer import jsontext
 from blazen_peer.events import StopEvent
+from blazen_peer.runtime.refs import RemoteRef
 
 __all__ = ["WorkflowResult"]
 
 _UNPARSED: Any = object()
+_NO_REFS: Mapping[UUID, RemoteRef] = MappingProxyType({})
 
 
 class WorkflowResult:
@@ -18,27 +23,29 @@ class WorkflowResult:
     Attributes:
         event: The terminal ``blazen::StopEvent``: of the step's own class for a local run, untyped for a remote one.
         data_json: Its payload as compact JSON text: what crosses the wire.
+        remote_refs: The session refs that the run left, by uuid, in the order in which they were put.
         total_input_tokens, total_output_tokens, total_cost_usd: Always 0: they do not travel between peers.
     """
 
-    __slots__ = ("_parsed", "data_json", "event")
+    __slots__ = ("_parsed", "data_json", "event", "remote_refs")
 
     total_input_tokens: int = 0
     total_output_tokens: int = 0
     total_cost_usd: float = 0.0
 
-    def __init__(self, event: StopEvent, data_json: str) -> None:
-        self.event, self.data_json, self._parsed = event, data_json, _UNPARSED
+    def __init__(self, event: StopEvent, data_json: str, remote_refs: Mapping[UUID, RemoteRef] = _NO_REFS) -> None:
+        self.event, self.data_json, self.remote_refs = event, data_json, remote_refs
+        self._parsed = _UNPARSED
 
     @classmethod
-    def from_json(cls, text: str) -> WorkflowResult:
+    def from_json(cls, text: str, remote_refs: Mapping[UUID, RemoteRef] = _NO_REFS) -> WorkflowResult:
         """Return the result whose payload's JSON text a peer answered.
 
         Raises:
             ValidationError: It is not strict JSON.
         """
         payload = jsontext.parse(text)
-        result = cls(StopEvent(result=payload), text)
+        result = cls(StopEvent(result=payload), text, remote_refs)
         result._parsed = payload
         return result
 

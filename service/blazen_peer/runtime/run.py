@@ -244,8 +244,11 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        refs = self.info.refs.finish(succeeded=ended.event is not None) if self.info.refs is not None else ()
         if ended.event is not None:
             self._result = WorkflowResult(ended.event, ended.data_json)
+            if refs:
+                self._result.remote_refs = {ref.uuid: ref for ref in refs}
         if self._outcome is not None and not self._outcome.done():
             self._tell(self._outcome, ended)
         if self._on_end is not None:

@@ -13,11 +13,13 @@ from blazen_peer.engine import RoutingTable, StepDefinition
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import START, Event, StartEvent
 from blazen_peer.identity import ANONYMOUS, Caller
-from blazen_peer.runtime.context import RunInfo
+from blazen_peer.runtime.context import RunInfo, current_run
 from blazen_peer.runtime.definition import EventName, define_step
+from blazen_peer.runtime.local_refs import LOCAL_REFS
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.runtime.run import Run
+from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.runtime.threads import StepThreads, default_threads
 
 __all__ = ["DEFAULT_TIMEOUT_SECS", "StepHandler", "Workflow", "WorkflowBuilder"]
@@ -113,6 +115,7 @@ class Workflow:
         deadline: float | None = None,
         trace_parent: telemetry.TraceContext | None = None,
         on_end: Callable[[Run], None] | None = None,
+        refs: RunRefs | None = None,
     ) -> Run:
         """Start a run and return it at once. It belongs to whoever called this, and ends by itself, by its deadline, or by
         :meth:`Run.cancel`.
@@ -128,6 +131,7 @@ class Workflow:
                 for its turn has less).
             trace_parent: The remote caller's trace context.
             on_end: Called with the run as soon as it is over.
+            refs: Where its session refs are held; None: with those of the run in whose step this is called, or of this process.
 
         Raises:
             ValidationError: A timeout below 0.
@@ -148,6 +152,7 @@ class Workflow:
             node_id=node_id,
             deadline=deadline,
             clock=clock,
+            refs=refs if refs is not None else _local_refs(),
         )
         event = input if isinstance(input, Event) else StartEvent(data=input)
         if event.event_type != START:
@@ -201,6 +206,11 @@ class WorkflowBuilder:
             ValidationError: As for :class:`Workflow`.
         """
         return Workflow(self._name, self._steps)
+
+
+def _local_refs() -> RunRefs:
+    parent = current_run()
+    return parent.refs.child() if parent is not None and parent.refs is not None else RunRefs(LOCAL_REFS)
 
 
 def _definition(item: StepLike, registry: Registry) -> StepDefinition:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2
 
-from blazen_peer.transport.proto import control_pb2
+from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
 
 __all__ = ["Channels", "Endpoint", "run_in_background"]
@@ -50,6 +50,41 @@ class Endpoint:
                 f"/{CONTROL_SERVICE}/Describe",
                 request_serializer=control_pb2.DescribeRequest.SerializeToString,
                 response_deserializer=control_pb2.DescribeResponse.FromString,
+            )
+        )
+        self.deref: grpc.aio.UnaryUnaryMultiCallable[peer_pb2.PostcardRequest, peer_pb2.PostcardResponse] = (
+            self.channel.unary_unary(
+                f"/{PEER_SERVICE}/DerefSessionRef",
+                request_serializer=peer_pb2.PostcardRequest.SerializeToString,
+                response_deserializer=peer_pb2.PostcardResponse.FromString,
+            )
+        )
+        self.release: grpc.aio.UnaryUnaryMultiCallable[peer_pb2.PostcardRequest, peer_pb2.PostcardResponse] = (
+            self.channel.unary_unary(
+                f"/{PEER_SERVICE}/ReleaseSessionRef",
+                request_serializer=peer_pb2.PostcardRequest.SerializeToString,
+                response_deserializer=peer_pb2.PostcardResponse.FromString,
+            )
+        )
+        self.deref_chunks: grpc.aio.UnaryStreamMultiCallable[
+            control_pb2.DerefChunksRequest, control_pb2.DerefChunksResponse
+        ] = self.channel.unary_stream(
+            f"/{CONTROL_SERVICE}/DerefChunks",
+            request_serializer=control_pb2.DerefChunksRequest.SerializeToString,
+            response_deserializer=control_pb2.DerefChunksResponse.FromString,
+        )
+        self.list_refs: grpc.aio.UnaryUnaryMultiCallable[control_pb2.ListRefsRequest, control_pb2.ListRefsResponse] = (
+            self.channel.unary_unary(
+                f"/{CONTROL_SERVICE}/ListRefs",
+                request_serializer=control_pb2.ListRefsRequest.SerializeToString,
+                response_deserializer=control_pb2.ListRefsResponse.FromString,
+            )
+        )
+        self.parent_ended: grpc.aio.UnaryUnaryMultiCallable[control_pb2.ParentEndedRequest, control_pb2.ParentEndedResponse] = (
+            self.channel.unary_unary(
+                f"/{CONTROL_SERVICE}/ParentEnded",
+                request_serializer=control_pb2.ParentEndedRequest.SerializeToString,
+                response_deserializer=control_pb2.ParentEndedResponse.FromString,
             )
         )
         self.check_health: grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (

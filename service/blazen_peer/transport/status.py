@@ -78,6 +78,8 @@ class Refusal:
 def refusal_of(error: BlazenError) -> Refusal:
     """Return the status that *error* goes out as; INTERNAL without a word for one that the table lacks."""
     row = next((row for row in _ROWS if isinstance(error, row[0])), None)
+    if row is None and isinstance(error, PeerError) and error.status == grpc.StatusCode.INTERNAL.name:
+        return Refusal(grpc.StatusCode.INTERNAL, _cut(str(error)), ())
     if row is None:
         return Refusal(grpc.StatusCode.INTERNAL, "internal error", ())
     _, code, reason = row

@@ -20,6 +20,7 @@ __all__ = ["MAX_TIMEOUT_SECS", "CallMetadata", "PeerTraits"]
 INVOCATION_ID = "blazen-invocation-id"
 CLIENT_NODE_ID = "blazen-client-node-id"
 TIMEOUT_MS = "blazen-timeout-ms"
+PARENT_RUN_ID = "blazen-parent-run-id"
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
@@ -29,7 +30,7 @@ INSTANCE_ID = "blazen-instance-id"
 MAX_TIMEOUT_SECS = 10 * 365 * 86_400  # beyond this a timeout is clamped: grpcio fails at once on absurd deadlines
 _ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 _MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
-_OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, *TRACE_HEADERS})
+_OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, PARENT_RUN_ID, *TRACE_HEADERS})
 
 
 class CallMetadata(NamedTuple):
@@ -40,12 +41,14 @@ class CallMetadata(NamedTuple):
         client_node_id: What the client calls itself, for logs and spans alone: it proves nothing.
         timeout_ms: The exact time that the run may take, where it is no whole number of seconds: the envelope rounds up.
         trace: W3C ``traceparent`` and ``tracestate``, as they came.
+        parent_run_id: The caller's run in whose step the call is made, where there is one: session refs may last until it ends.
     """
 
     invocation_id: str | None = None
     client_node_id: str | None = None
     timeout_ms: int | None = None
     trace: Mapping[str, str] = MappingProxyType({})
+    parent_run_id: str | None = None
 
     def encode(self) -> list[tuple[str, str]]:
         """Return the metadata pairs, in a fixed order."""
@@ -56,6 +59,8 @@ class CallMetadata(NamedTuple):
             pairs.append((CLIENT_NODE_ID, self.client_node_id))
         if self.timeout_ms is not None:
             pairs.append((TIMEOUT_MS, str(self.timeout_ms)))
+        if self.parent_run_id is not None and _ID.fullmatch(self.parent_run_id):
+            pairs.append((PARENT_RUN_ID, self.parent_run_id))
         pairs.extend(self.trace.items())
         return pairs
 
@@ -87,8 +92,10 @@ class CallMetadata(NamedTuple):
             if not _MILLISECONDS.fullmatch(milliseconds):
                 raise EncodeError(f"metadata {TIMEOUT_MS} is not a whole number of milliseconds")
             timeout_ms = int(milliseconds)
+        if (parent_run_id := found.get(PARENT_RUN_ID)) is not None and not _ID.fullmatch(parent_run_id):
+            raise EncodeError(f"metadata {PARENT_RUN_ID} is not 1 to 128 visible ASCII characters")
         trace = {name: found[name] for name in TRACE_HEADERS if name in found}
-        return cls(invocation_id, client_node_id, timeout_ms, trace)
+        return cls(invocation_id, client_node_id, timeout_ms, trace, parent_run_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The page on steps and events: its code runs as it stands there."""
+"""The pages on steps and events, and on session refs: their code runs as it stands there."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import pytest
 
 from blazen_peer.runtime import isolated_registry
 
-PAGE = Path(__file__).parents[3] / "docs" / "steps-and-events.md"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-def test_snippets(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "count"), [("steps-and-events.md", 6), ("session-refs.md", 3)])
+def test_snippets(monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     """Each block of Python runs, in order, in one module; what it asserts is so."""
     module = types.ModuleType("my_docs")
     monkeypatch.setitem(sys.modules, "my_docs", module)
-    text = PAGE.read_text()
+    text = (DOCS / page).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    assert len(blocks) >= 6
+    assert len(blocks) >= count
     with isolated_registry():
         for block in blocks:
             before = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback has the page's own lines
-            exec(compile(before + block[1], str(PAGE), "exec"), module.__dict__)  # noqa: S102
+            exec(compile(before + block[1], str(DOCS / page), "exec"), module.__dict__)  # noqa: S102
