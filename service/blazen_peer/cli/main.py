@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from blazen_peer import telemetry
+from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, fail, print_json, printable, report
+from blazen_peer.cli.refs import ref_object, refs_app
 from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
 from blazen_peer.cli.tracing import start_tracing
@@ -26,8 +28,8 @@ __all__ = ["entry", "main"]
 
 MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
 EXIT_CODES: Final = (
-    "Exit codes: 0 done, 2 wrong use, 3 refused, 4 the workflow failed, 5 transport, 6 overloaded, 7 unknown step or workflow, "
-    "1 any other failure of the call, 130 Ctrl-C."
+    "Exit codes: 0 done, 2 wrong use, 3 refused, 4 the workflow failed, 5 transport, 6 overloaded, "
+    "7 unknown step, workflow or session ref, 1 any other failure of the call, 130 Ctrl-C."
 )
 # Typer carries click's classes under different module names from release to release; its own subclass always leads to them.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -44,20 +46,7 @@ app = typer.Typer(
     "  blazen-peer describe http://127.0.0.1:50051",
     epilog=EXIT_CODES,
 )
-
-Address = Annotated[
-    str, typer.Argument(metavar="ADDRESS", help="http://host:port (behind a sidecar: its egress port) or unix:PATH.")
-]
-NodeId = Annotated[
-    str,
-    typer.Option(
-        "--node-id",
-        metavar="NODE",
-        envvar="BLAZEN_NODE_ID",
-        help="This end's name; behind a sidecar, the node of its certificate.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for scripts.")]
+app.add_typer(refs_app, name="refs")
 
 
 @app.command(
@@ -158,9 +147,12 @@ def run(
             trace_id = telemetry.current_trace_id()
             result = client.run_remote_workflow_blocking(workflow, step or [], text, timeout)
         if as_json:
-            print_json({"result": result.result, "trace_id": trace_id})
+            refs = [ref_object(ref) for ref in result.remote_refs.values()]
+            print_json({"result": result.result, "trace_id": trace_id, **({"refs": refs} if refs else {})})
         else:
             show_result(result)
+            for ref in result.remote_refs.values():
+                console.print(Text(f"session ref {ref.uuid} {printable(ref.type_tag)}"), style="dim", highlight=False)
             if trace_id is not None:
                 console.print(f"trace {trace_id}", style="dim", highlight=False)
     except KeyboardInterrupt:

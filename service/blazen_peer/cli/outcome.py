@@ -10,6 +10,7 @@ from blazen_peer.errors import (
     BlazenError,
     OverloadedError,
     PermissionDeniedError,
+    RefNotFoundError,
     TlsError,
     TransportError,
     UnauthenticatedError,
@@ -48,6 +49,11 @@ _EXITS: tuple[tuple[type[BlazenError], Exit, str | None], ...] = (
     (TransportError, Exit.TRANSPORT, "is the peer running, and behind a sidecar, is the sidecar?"),
     (OverloadedError, Exit.OVERLOADED, "try again in a moment"),
     (UnknownStepError, Exit.UNKNOWN_STEP, "blazen-peer describe ADDRESS lists what the peer has"),
+    (
+        RefNotFoundError,
+        Exit.UNKNOWN_STEP,
+        "blazen-peer refs list ADDRESS lists what the peer holds for this --node-id",
+    ),
 )
 
 

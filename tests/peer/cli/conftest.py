@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from blazen_peer import Event, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow
+from blazen_peer import Context, Event, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow
 from blazen_peer.cli import main
 from blazen_peer.runtime.registry import Registry
 
@@ -47,6 +47,11 @@ def a_registry(held: threading.Event, let_go: threading.Event) -> Registry:
     @registry.step("demo::echo")
     async def echo(event: StartEvent) -> StopEvent:
         return StopEvent(result=event.data)
+
+    @registry.step("demo::put")
+    async def put(event: StartEvent, ctx: Context) -> StopEvent:
+        ref = ctx.put_ref(event.data.encode(), type_tag="demo::Text")
+        return StopEvent(result=str(ref.uuid))
 
     @registry.step("demo::greet")
     async def greet(event: Greeting) -> Greeted:

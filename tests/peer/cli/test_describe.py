@@ -40,7 +40,7 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
     }
     assert said["workflows"] == [{"name": "echo", "step_ids": ["demo::echo"]}]
     steps = {step["id"]: step for step in said["steps"]}
-    assert list(steps) == ["demo::boom", "demo::echo", "demo::greet", "demo::hold"]
+    assert list(steps) == ["demo::boom", "demo::echo", "demo::greet", "demo::hold", "demo::put"]
     assert steps["demo::echo"]["accepts"] == [{"event_type": "blazen::StartEvent", "json_schema": None}]
     greeting = steps["demo::greet"]["accepts"][0]["json_schema"]
     assert (greeting["required"], greeting["properties"]["who"]["type"]) == (["who"], "string")

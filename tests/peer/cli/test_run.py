@@ -178,7 +178,6 @@ def test_every_error_has_an_exit_code() -> None:
         "InvocationConflictError",
         "InvocationNotFoundError",
         "PeerError",
-        "RefNotFoundError",
     }
     assert codes["TlsError"] is Exit.TRANSPORT
 
