@@ -4,7 +4,7 @@ All in one run, in turns, plain text, no token (the real client cannot send one)
 the Rust client are processes of their own; our client runs in this one. The Rust programs are optimised; the first run builds
 them, which takes minutes (``tests/interop/programs.py``).
 
-    python bench/interop.py [--secs 2] [--rounds 3] [--json]
+    python bench/interop.py [--secs 1] [--rounds 5] [--json]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import re
-import statistics
 import sys
 import tempfile
 import time
@@ -67,8 +66,8 @@ class Contender:
         self.p99_ms.setdefault(in_flight, []).append(took_ms[int(len(took_ms) * 0.99)])
 
     def rate(self, in_flight: int) -> float:
-        """Return the median of calls a second."""
-        return statistics.median(self.rates[in_flight])
+        """Return the best round's calls a second: a noisy moment of the machine spoils no ratio."""
+        return max(self.rates[in_flight])
 
 
 def from_python(call: Callable[[], Awaitable[object]]) -> Measure:
@@ -169,8 +168,8 @@ async def bench(programs: Programs, secs: float, rounds: int, console: Console) 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--secs", type=float, default=2.0, help="seconds a measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="turns; medians are shown")
+    parser.add_argument("--secs", type=float, default=1.0, help="seconds a measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="turns; of each the best counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     console = Console(stderr=True)
@@ -188,8 +187,8 @@ def main() -> int:
             "server": contender.server,
             "in_flight": in_flight,
             "calls_per_sec": round(contender.rate(in_flight)),
-            "p50_ms": round(statistics.median(contender.p50_ms[in_flight]), 2),
-            "p99_ms": round(statistics.median(contender.p99_ms[in_flight]), 2),
+            "p50_ms": round(min(contender.p50_ms[in_flight]), 2),
+            "p99_ms": round(min(contender.p99_ms[in_flight]), 2),
             "of_real_client": round(
                 contender.rate(in_flight) / by_pair["the real client", contender.server].rate(in_flight), 2
             ),

@@ -163,6 +163,12 @@ class OurPeer:
             self.begun[ctx.step_id] += 1
             raise ValueError(str(event.data))
 
+        @registry.step("interop::keep")
+        async def keep(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            ref = ctx.put_ref(event.data["text"], type_tag="interop::Text", serializer=str.encode)
+            return StopEvent(result=str(ref.uuid))
+
         @registry.step("interop::hold")
         async def hold(event: StartEvent, ctx: Context) -> StopEvent:
             self.begun[ctx.step_id] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -149,6 +150,23 @@ async def test_result_over_4_mib(rust_client: Any, our_peer: Any) -> None:
     assert answer["failed"]["kind"] == "Transport"
     assert f"the limit is: {4 * MIB} bytes" in answer["failed"]["text"]
     assert our_peer.begun == {"interop::echo": 1}
+
+
+async def test_refs(rust_client: Any, our_peer: Any) -> None:
+    """A run's refs alone are listed, with their making; dereferenced to the bytes, and released once."""
+    rust = await rust_client(our_peer.address)
+    before_ms = time.time() * 1000
+    first = await rust.invoke(["interop::keep"], {"text": "größer"})
+    second = await rust.invoke(["interop::keep"], {"text": "kleiner"})
+    [(uuid, (origin, tag, created_ms))] = first["refs"].items()
+    assert (json.loads(first["result_json"]), origin, tag) == (uuid, "analyst", "interop::Text")
+    assert before_ms - 1 <= created_ms <= time.time() * 1000
+    assert list(second["refs"]) == [json.loads(second["result_json"])] != [uuid]
+    assert await rust.ask({"do": "deref", "uuid": uuid}) == {"bytes": list("größer".encode())}
+    assert await rust.ask({"do": "release", "uuid": uuid}) == {"released": True}
+    assert await rust.ask({"do": "release", "uuid": uuid}) == {"released": False}
+    answer = await rust.ask({"do": "deref", "uuid": uuid})
+    assert answer == refused("Some requested entity was not found", f"session ref {uuid} not found")
 
 
 async def test_caller_dies(rust_client: Any, our_peer: Any) -> None:

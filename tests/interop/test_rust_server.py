@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
@@ -15,6 +17,7 @@ from blazen_peer import (
     EncodeError,
     PeerClient,
     PeerError,
+    RefNotFoundError,
     TransportError,
     UnknownStepError,
     ValidationError,
@@ -150,6 +153,25 @@ async def test_request_over_4_mib(client: PeerClient, rust_peer: Any) -> None:
 async def test_large_result(client: PeerClient, rust_peer: Any) -> None:
     """It sends results of any size, and our client takes them up to its own limit of 64 MiB."""
     assert len((await client.run_remote_workflow("w", ["interop::fill"], "20000000", 60)).result) == 20_000_000
+
+
+async def test_refs(client: PeerClient, rust_peer: Any) -> None:
+    """Its refs are dereferenced to the bytes, and released once; then, and for any other name, there is no such ref."""
+    result = await client.run_remote_workflow("w", ["interop::keep"], '"größer"', 10)
+    [ref] = result.remote_refs.values()
+    assert (str(ref.uuid), ref.origin_node_id, ref.type_tag) == (result.result, "rust-node", "interop::Opaque")
+    assert await client.deref(ref) == "größer".encode()
+    assert (await client.release(ref), await client.release(ref)) == (True, False)
+    for missing in (ref, replace(ref, uuid=UUID(int=7))):
+        with pytest.raises(RefNotFoundError, match=rf"^session ref {missing.uuid} not found$"):
+            await client.deref(missing)
+
+
+async def test_refs_of_others(client: PeerClient, rust_peer: Any) -> None:
+    """It lists every ref of its process with each answer, another run's too."""
+    first = await client.run_remote_workflow("w", ["interop::keep"], '"one"', 10)
+    second = await client.run_remote_workflow("w", ["interop::keep"], '"two"', 10)
+    assert {str(uuid) for uuid in second.remote_refs} == {first.result, second.result}
 
 
 async def test_describe(client: PeerClient, rust_peer: Any) -> None:

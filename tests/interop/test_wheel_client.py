@@ -12,12 +12,12 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(120, func_only=True)]
 
 def call(steps: list[str], document: Any = None, workflow: str = "w", timeout_secs: int | None = None) -> dict[str, Any]:
     """Return one call, as the script that holds the binding wants it; its input can only be an object."""
-    return {"workflow": workflow, "steps": steps, "document": document or {}, "timeout_secs": timeout_secs}
+    return {"workflow_name": workflow, "step_ids": steps, "input": document or {}, "timeout_secs": timeout_secs}
 
 
 def answered(result: Any = None, error: str | None = None) -> dict[str, Any]:
     """Return what the binding shows of a run."""
-    return {"result": result, "error": error, "state": {}, "refs": []}
+    return {"result": result, "error": error, "state": {}, "refs": {}}
 
 
 def refused(code: str, message: str) -> dict[str, Any]:
@@ -91,3 +91,15 @@ async def test_one_call_at_a_time(wheel_client: Any, plain: Any) -> None:
     assert await binding.ask([hold, hold]) == [answered(error="workflow timed out after 1s")] * 2
     assert asyncio.get_running_loop().time() - began >= 2
     assert plain.begun == {"interop::hold": 2}
+
+
+async def test_refs(wheel_client: Any, wheel_peer: Any) -> None:
+    """A run's refs are listed, dereferenced to the bytes, and released once; then there is nothing by that name."""
+    binding = await wheel_client(wheel_peer.address)
+    [answer] = await binding.ask([call(["interop::keep"], {"text": "größer"})])
+    [(uuid, (origin, tag, _))] = answer["refs"].items()
+    assert (answer["result"], origin, tag) == (uuid, "analyst", "interop::Text")
+    assert await binding.ask([{"deref": uuid}]) == [{"bytes": list("größer".encode())}]
+    assert await binding.ask([{"release": uuid}]) == [{"released": True}]
+    assert await binding.ask([{"release": uuid}]) == [{"released": False}]
+    assert await binding.ask([{"deref": uuid}]) == [refused(NOT_FOUND, f"session ref {uuid} not found")]

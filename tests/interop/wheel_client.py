@@ -1,7 +1,7 @@
 """The real Blazen's Python client, driven by JSON lines: run with the ``blazen`` wheel, as ``wheel_client.py ADDRESS``.
 
-It stands alone: nothing of the project can be imported here. Each line is a list of calls to make at once on the one client;
-the answer is the list of theirs.
+It stands alone: nothing of the project can be imported here. Each line is a list of calls to make at once on the one client
+(a workflow's, or of ``deref`` or ``release`` with a uuid); the answer is the list of theirs.
 """
 
 # ruff: noqa: T201
@@ -14,16 +14,20 @@ import sys
 import blazen  # type: ignore[import-not-found]
 
 
-async def call(client, workflow, steps, document, timeout_secs):
+async def call(client, **fields):
     try:
-        answer = await client.invoke_sub_workflow(blazen.SubWorkflowRequest(workflow, steps, document, timeout_secs))
+        if "deref" in fields:
+            return {"bytes": list(await client.deref_session_ref(fields["deref"]))}
+        if "release" in fields:
+            return {"released": await client.release_session_ref(fields["release"])}
+        answer = await client.invoke_sub_workflow(blazen.SubWorkflowRequest(**fields))
     except blazen.PeerError as error:
         return {"failed": {"kind": type(error).__name__, "text": str(error)}}
     return {
         "result": answer.result_value(),
         "error": answer.error,
         "state": answer.state_values(),
-        "refs": sorted(answer.remote_refs()),
+        "refs": {uuid: [it.origin_node_id, it.type_tag, it.created_at_epoch_ms] for uuid, it in answer.remote_refs().items()},
     }
 
 
