@@ -12,6 +12,7 @@ from blazen_peer.errors import (
     EncodeError,
     EnvelopeVersionError,
     InvocationConflictError,
+    InvocationNotFoundError,
     OverloadedError,
     PeerError,
     PermissionDeniedError,
@@ -25,6 +26,7 @@ from blazen_peer.errors import (
 )
 from blazen_peer.events import Event, StartEvent, StopEvent
 from blazen_peer.identity import Caller
+from blazen_peer.remote_stream import RemoteStream
 from blazen_peer.runtime import (
     Context,
     RefLifetime,
@@ -40,15 +42,19 @@ from blazen_peer.runtime import (
     unregister_workflow,
 )
 from blazen_peer.server import PeerServer
+from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
 
 __all__ = [
     "BlazenError",
     "Caller",
+    "CancelOutcome",
+    "CancelReport",
     "Context",
     "EncodeError",
     "EnvelopeVersionError",
     "Event",
     "InvocationConflictError",
+    "InvocationNotFoundError",
     "OverloadedError",
     "PeerClient",
     "PeerError",
@@ -57,6 +63,7 @@ __all__ = [
     "RefLifetime",
     "RefNotFoundError",
     "RemoteRef",
+    "RemoteStream",
     "ServerSettings",
     "StartEvent",
     "StopEvent",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Iterable, Sequence
@@ -19,11 +20,13 @@ from blazen_peer import jsontext, telemetry
 from blazen_peer.auth import AUTHORIZATION, TokenMinter
 from blazen_peer.config import MAX_MESSAGE_BYTES, check_timeout_secs, client_target
 from blazen_peer.credentials import TokenSource
-from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError, WorkflowError
+from blazen_peer.errors import EncodeError, TransportError, ValidationError
 from blazen_peer.identity import check_node_id
 from blazen_peer.ref_calls import RefCalls
-from blazen_peer.runtime.context import current_run
-from blazen_peer.runtime.refs import RemoteRef
+from blazen_peer.remote_stream import result_of
+from blazen_peer.repeats import Repeats
+from blazen_peer.run_calls import RunCalls, check_invocation_id, check_retries, time_of_child
+from blazen_peer.runtime.context import RunInfo, current_run
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.transport.channels import Channels, Endpoint, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
@@ -41,7 +44,7 @@ UNTOLD_TIMEOUT_SECS: Final = 3600.0  # how long to wait where neither the call n
 MARGIN_SECS: Final = 5.0  # the RPC's own deadline sits this much above the run's
 
 
-class PeerClient(RefCalls):
+class PeerClient(RefCalls, RunCalls):
     """A connection to one peer, made by :meth:`connect` or :meth:`connect_async`.
 
     One client serves plain threads by its ``..._blocking`` methods and any number of event loops, at once or one after
@@ -54,6 +57,7 @@ class PeerClient(RefCalls):
         super().__init__()
         self._node_id = check_node_id(client_node_id)
         self._address = address
+        self._max_message_bytes = max_message_bytes
         self._channels = Channels(client_target(address), max_message_bytes)
         self._tokens = TokenSource.of(token, os.environ)
         self._minter = TokenMinter(self._node_id)
@@ -111,24 +115,43 @@ class PeerClient(RefCalls):
         return self._node_id
 
     async def run_remote_workflow(
-        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
+        self,
+        workflow_name: str,
+        step_ids: Sequence[str],
+        input_json: str,
+        timeout_secs: float | None = None,
+        *,
+        invocation_id: str | None = None,
+        retries: int = 0,
     ) -> WorkflowResult:
         """Run *step_ids* on the peer as the sub-workflow *workflow_name* and return its result.
 
-        Cancelling the awaiting task severs the wait only: the run goes on until its deadline.
+        Cancelling the awaiting task severs the wait only: the run goes on until its deadline. Awaited inside a step, it is a
+        child of the step's run: it gets at most the time that is left, and is cancelled when the wait is.
 
         Args:
             workflow_name: What the peer knows the workflow by.
             step_ids: The steps, each registered on the peer; empty means the whole workflow of that name.
             input_json: One JSON document, handed to the entry step.
             timeout_secs: How long the run may take, in seconds; None leaves it to the server's default.
+            invocation_id: Names this call for :meth:`cancel`, :meth:`attach` and repeats: the same id with the same request
+                gets the same answer, and is run once. None makes one.
+            retries: How often to repeat the call when the connection breaks. Only the process that may have begun the run takes
+                a repeat up, so it never runs twice.
 
         Raises:
             ValidationError: *input_json* is not JSON, or another argument is not usable. Nothing was sent.
             WorkflowError: The workflow ran and failed.
             PeerError: The call failed; its subclass and ``kind`` say how.
         """
-        request, metadata, deadline_secs = self._prepared(workflow_name, step_ids, input_json, timeout_secs)
+        parent = current_run()
+        if parent is not None:
+            timeout_secs = time_of_child(parent, timeout_secs)
+        request, metadata, deadline_secs = self._prepared(
+            workflow_name, step_ids, input_json, timeout_secs, invocation_id, parent
+        )
+        if retries:
+            check_retries(retries)
         with telemetry.call_span(PEER_SERVICE, "InvokeSubWorkflow") as span:
             if span.is_recording():
                 span.set_attributes(
@@ -139,18 +162,37 @@ class PeerClient(RefCalls):
                         telemetry.REQUEST_BYTES: len(request),
                     }
                 )
-            pairs = grpc.aio.Metadata(*self._authorization(), *metadata.encode(), *telemetry.inject().items())
-            call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=pairs)
-            result = _result_of(await self._answer(call), metadata.invocation_id)
+            try:
+                if retries:
+                    answer = await self._insist(request, metadata, deadline_secs, retries)
+                else:
+                    call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=self._beside(metadata))
+                    answer = await self._answer(call)
+            except asyncio.CancelledError:
+                if parent is not None:
+                    self._abandon(metadata.invocation_id or "")
+                raise
+            result = _result_of(answer, metadata.invocation_id)
             if result.remote_refs:
                 self._tell_parents_end()
             return result
 
     def run_remote_workflow_blocking(
-        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
+        self,
+        workflow_name: str,
+        step_ids: Sequence[str],
+        input_json: str,
+        timeout_secs: float | None = None,
+        *,
+        invocation_id: str | None = None,
+        retries: int = 0,
     ) -> WorkflowResult:
         """Do what :meth:`run_remote_workflow` does while this thread waits."""
-        return run_in_background(self.run_remote_workflow(workflow_name, step_ids, input_json, timeout_secs))
+        call = self.run_remote_workflow(
+            workflow_name, step_ids, input_json, timeout_secs, invocation_id=invocation_id, retries=retries
+        )
+        parent = current_run()
+        return run_in_background(call, None if parent is None else parent.children)
 
     async def describe(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> control_pb2.DescribeResponse:
         """Return what the peer can run and within which limits.
@@ -209,7 +251,13 @@ class PeerClient(RefCalls):
         self._traits = PeerTraits.decode(await call.trailing_metadata() or ())
 
     def _prepared(
-        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None
+        self,
+        workflow_name: str,
+        step_ids: Sequence[str],
+        input_json: str,
+        timeout_secs: float | None,
+        invocation_id: str | None,
+        parent: RunInfo | None,
     ) -> tuple[bytes, CallMetadata, float]:
         """Return the message, what travels beside it, and the RPC's own deadline in seconds."""
         if isinstance(step_ids, str):
@@ -237,11 +285,34 @@ class PeerClient(RefCalls):
         except EncodeError as error:
             raise ValidationError(str(error)) from None
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
-        parent = current_run()
-        metadata = CallMetadata(
-            _new_id(), self._node_id, timeout_ms, parent_run_id=parent.run_id if parent is not None else None
-        )
+        limit = min(self._max_message_bytes, self._traits.max_message_bytes or self._max_message_bytes)
+        if len(message) > limit:
+            raise EncodeError(f"the request has {len(message)} bytes, over the limit of {limit}", len(message), limit)
+        invocation_id = _new_id() if invocation_id is None else check_invocation_id(invocation_id)
+        parent_run_id = None if parent is None else parent.run_id
+        metadata = CallMetadata(invocation_id, self._node_id, timeout_ms, parent_run_id=parent_run_id)
         return message, metadata, run_secs + MARGIN_SECS
+
+    async def _insist(self, request: bytes, metadata: CallMetadata, deadline_secs: float, retries: int) -> bytes:
+        """Return the answer to *request*, over as many connections as it takes and *retries* allows."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + deadline_secs
+        repeats = Repeats(retries, self._traits.instance_id)
+        while True:
+            sent = metadata._replace(instance_id=repeats.instance_id)
+            call = self._endpoint().invoke(request, timeout=max(0.0, ends - loop.time()), metadata=self._beside(sent))
+            try:
+                return await self._answer(call)
+            except TransportError as error:
+                delay_secs = repeats.delay_secs(error, random.random())  # noqa: S311 - it spreads, it guards nothing
+                if delay_secs is None or self._channels.closed or loop.time() + delay_secs >= ends:
+                    raise repeats.final(error) from error.__cause__
+            await asyncio.sleep(delay_secs)
+            left_ms = math.ceil(max(0.0, ends - MARGIN_SECS - loop.time()) * 1000)  # for a run that begins only now
+            metadata = metadata._replace(timeout_ms=left_ms)
+
+    def _beside(self, metadata: CallMetadata) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata(*self._authorization(), *metadata.encode(), *telemetry.inject().items())
 
     def _endpoint(self) -> Endpoint:
         if self._channels.closed:
@@ -284,13 +355,4 @@ def _result_of(message: bytes, invocation_id: str | None) -> WorkflowResult:
         payload = peer_pb2.PostcardResponse.FromString(message).postcard_payload
     except DecodeError:
         raise EncodeError("postcard decode failed: the answer is not a PostcardResponse") from None
-    response = SubWorkflowResponse.decode(payload)
-    if response.error is not None:
-        raise WorkflowError(response.error)
-    if response.result_json is None:
-        raise PeerError("the peer's answer holds neither a result nor an error")
-    try:
-        refs = {uuid: RemoteRef.of(uuid, known, invocation_id) for uuid, known in response.remote_refs.items()}
-        return WorkflowResult.from_json(response.result_json.decode(), refs)
-    except (UnicodeDecodeError, ValidationError) as error:
-        raise EncodeError(f"the peer's result is not JSON: {error}") from None
+    return result_of(SubWorkflowResponse.decode(payload), invocation_id)

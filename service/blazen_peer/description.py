@@ -44,6 +44,7 @@ def describe(node_id: str, instance_id: str, registry: Registry, settings: Serve
             max_runs=settings.max_runs,
             default_timeout_ms=round(settings.default_timeout_secs * 1000),
             max_timeout_ms=round(settings.max_timeout_secs * 1000),
+            max_queued_runs=settings.max_queued_runs,
             max_run_refs=settings.max_run_refs,
             max_run_ref_bytes=settings.max_run_ref_bytes,
             max_refs=settings.max_refs,

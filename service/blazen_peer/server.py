@@ -32,6 +32,8 @@ from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
 from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
 from blazen_peer.transport.ref_servicer import ref_handlers
+from blazen_peer.transport.reflection import reflection_handlers
+from blazen_peer.transport.run_servicer import run_handlers
 from blazen_peer.transport.servicer import (
     CONTROL_SERVICE,
     PEER_SERVICE,
@@ -43,6 +45,7 @@ from blazen_peer.wire.metadata import PeerTraits
 
 __all__ = ["PeerServer"]
 
+HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 CANCEL_GRACE_SECS: Final = 2.0  # for answers of cancelled runs to leave the process
 
 logger = logging.getLogger(__name__)
@@ -171,12 +174,13 @@ class PeerServer:
             RefTable(settings, node_id=self._node_id, clock=time.monotonic, epoch_ms=epoch_ms, new_uuid=uuid4),
             max_message_bytes=settings.max_message_bytes,
         )
-        self._invocations = Invocations(self._node_id, self._registry, settings, self._refs)
+        self._invocations = Invocations(self._node_id, self._registry, settings, self._refs, instance_id=self._instance_id)
         self._health = TraitsHealthServicer(
             PeerTraits(
                 default_timeout_ms=round(settings.default_timeout_secs * 1000),
                 max_timeout_ms=round(settings.max_timeout_secs * 1000),
                 instance_id=self._instance_id,
+                max_message_bytes=settings.max_message_bytes,
             )
         )
         self._grpc = self._assembled()
@@ -201,6 +205,8 @@ class PeerServer:
             (
                 peer_handlers(self._invocations.invoke, self._node_id),
                 control_handlers(lambda: describe(self._node_id, self._instance_id, self._registry, self._settings)),
+                *run_handlers(self._invocations, self._node_id),
+                *reflection_handlers((PEER_SERVICE, CONTROL_SERVICE, HEALTH_SERVICE)),
                 *ref_handlers(
                     self._refs,
                     lambda caller: listing_of(self._refs.table, self._refs.listed(caller)),

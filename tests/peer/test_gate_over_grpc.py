@@ -123,6 +123,9 @@ METHODS = [
     "/no.such.Service/NoSuchMethod",
     "/grpc.health.v1.Health.NotQuite/Check",
     "/",
+    "/blazen_peer.control.v1.PeerControl/Attach",
+    "/blazen_peer.control.v1.PeerControl/Cancel",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ]
 
 

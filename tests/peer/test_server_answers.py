@@ -253,8 +253,8 @@ async def test_bad_metadata_of_ours(serve: Serve, raw_call: RawCall) -> None:
 
 @pytest.mark.usefixtures("steps")
 async def test_over_the_runs_limit(serve: Serve, raw_call: RawCall) -> None:
-    """Beyond ``max_runs`` a call is RESOURCE_EXHAUSTED, with google.rpc.RetryInfo."""
-    server = await serve(settings=ServerSettings(max_runs=1, drain_secs=0, lame_duck_secs=0))
+    """Beyond ``max_runs``, where none may wait, a call is RESOURCE_EXHAUSTED, with google.rpc.RetryInfo."""
+    server = await serve(settings=ServerSettings(max_runs=1, max_queued_runs=0, drain_secs=0, lame_duck_secs=0))
     first = asyncio.create_task(raw_call(server, asked("demo::waits", timeout_secs=1)))
     async with asyncio.timeout(10):
         while server._invocations.in_progress == 0:  # noqa: ASYNC110 - polled: the first call is on its way

@@ -157,7 +157,7 @@ async def test_what_callers_name_is_not_kept_for_ever(serve: Serve, connect: Con
 
 
 async def test_overloaded(serve: Serve, connect: Connect, registry: Registry) -> None:
-    """Beyond ``max_runs`` callers get OverloadedError with the time to wait; afterwards calls are taken again."""
+    """Beyond ``max_runs``, where none may wait, callers get OverloadedError with the time to wait; later calls are taken."""
     go = asyncio.Event()
 
     @registry.step("waits")
@@ -165,7 +165,7 @@ async def test_overloaded(serve: Serve, connect: Connect, registry: Registry) ->
         await go.wait()
         return StopEvent(result=1)
 
-    server = await serve(settings=ServerSettings(max_runs=2, drain_secs=0))
+    server = await serve(settings=ServerSettings(max_runs=2, max_queued_runs=0, drain_secs=0))
     client = await connect(server)
     calls = [asyncio.create_task(client.run_remote_workflow("w", ["waits"], "null")) for _ in range(2)]
     await until(lambda: server._invocations.in_progress == 2)

@@ -3,22 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from blazen_peer.errors import ValidationError
+from blazen_peer.events import Event
 from blazen_peer.identity import ANONYMOUS, Caller
 from blazen_peer.runtime.local_refs import local_table
 from blazen_peer.runtime.ref_values import Serializer
 from blazen_peer.runtime.refs import RefLifetime, RemoteRef
 from blazen_peer.runtime.run_refs import RunRefs
+from blazen_peer.wire.stream import RESERVED_PREFIX
 
-__all__ = ["Context", "RunInfo", "current_run"]
+__all__ = ["Children", "Context", "RunInfo", "current_run"]
 
 
 def _no_clock() -> float:
     return 0.0
+
+
+class Children:
+    """The waits for remote calls that go on in a run's threads, where no cancellation reaches: the run's end cancels them.
+
+    Safe in any thread without a lock: what is added looks for the end after it was added, and the end looks for it after it was
+    said.
+    """
+
+    __slots__ = ("_over", "_waits")
+
+    def __init__(self) -> None:
+        self._waits: set[Future[Any]] = set()
+        self._over = False
+
+    def add(self, wait: Future[Any]) -> None:
+        """Keep *wait*; where the run is over, cancel it."""
+        self._waits.add(wait)
+        if self._over:
+            wait.cancel()
+
+    def discard(self, wait: Future[Any]) -> None:
+        """*wait* is over."""
+        self._waits.discard(wait)
+
+    def end(self) -> None:
+        """The run is over."""
+        self._over = True
+        for wait in list(self._waits):
+            wait.cancel()
 
 
 class RunInfo(NamedTuple):
@@ -33,6 +66,8 @@ class RunInfo(NamedTuple):
         deadline: When it must be over, on ``clock``, in seconds; None: no deadline.
         clock: Seconds now, on the same clock; callable from any thread.
         refs: Its session refs; None where there is no run.
+        emit: Takes the type and the JSON of an event for the run's stream, in any thread; None: nobody can read one.
+        children: The remote calls that its threads wait for.
     """
 
     workflow_name: str = ""
@@ -43,6 +78,8 @@ class RunInfo(NamedTuple):
     deadline: float | None = None
     clock: Callable[[], float] = _no_clock
     refs: RunRefs | None = None
+    emit: Callable[[str, bytes], None] | None = None
+    children: Children | None = None
 
     @property
     def time_left_secs(self) -> float | None:
@@ -101,6 +138,23 @@ class Context:
     def time_left_secs(self) -> float | None:
         """Seconds until the deadline, not below 0; None: no deadline."""
         return self._run.time_left_secs
+
+    def emit(self, event: Event) -> None:
+        """Show *event* to whoever reads the run's stream: now or later, one or many, at their own pace. No step gets it.
+
+        It never waits. The run keeps a bounded number of its newest events; a reader that falls behind is told what it missed.
+        A run that no server runs has no stream, and its events go nowhere.
+
+        Raises:
+            ValidationError: It is no event, has a reserved name (``blazen::...``), is not strict JSON, or is too large to keep.
+        """
+        if not isinstance(event, Event):
+            raise ValidationError(f"only events can be emitted, not {type(event).__name__}")
+        if event.event_type.startswith(RESERVED_PREFIX):
+            raise ValidationError(f"{event.event_type} cannot be emitted: names that begin with {RESERVED_PREFIX} are reserved")
+        data_json = event.data_json.encode()
+        if self._run.emit is not None:
+            self._run.emit(event.event_type, data_json)
 
     def put_ref(
         self,

@@ -1,48 +1,90 @@
-"""What a server does for one call, knowing nothing of gRPC: an envelope in, a run, an envelope out.
+"""What a server does for one call, knowing nothing of gRPC: an envelope in, a run, an envelope out, or the run's events.
 
-The run belongs to this table and not to the call: a caller that goes away severs only its own wait.
+A call belongs to this table and not to who waits for it: a caller that goes away severs only its own wait. One that carries an
+invocation id is remembered beyond its end, so that its repeat gets the same answer and is never run again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import hashlib
+import logging
 import math
+import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import NamedTuple
 
 from blazen_peer import jsontext
 from blazen_peer.config import ServerSettings
-from blazen_peer.errors import EncodeError, OverloadedError, TransportError, UnknownStepError, ValidationError, WorkflowError
+from blazen_peer.errors import (
+    EncodeError,
+    InvocationConflictError,
+    InvocationNotFoundError,
+    OtherProcessError,
+    OverloadedError,
+    TransportError,
+    UnknownStepError,
+    ValidationError,
+)
 from blazen_peer.identity import Caller
+from blazen_peer.runtime.event_log import Gap, LoggedEvent
+from blazen_peer.runtime.invocation import Invocation
 from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.run import Run
 from blazen_peer.runtime.run_refs import RunRefs
+from blazen_peer.runtime.run_table import Answered, Key, MemoryRunTable, Running, RunTable, Tombstone
 from blazen_peer.runtime.workflow import Workflow
-from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
+from blazen_peer.wire import SubWorkflowEvent, SubWorkflowRequest, SubWorkflowResponse
+from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
 from blazen_peer.wire.metadata import CallMetadata
+from blazen_peer.wire.stream import HEARTBEAT_SECS, end_of, gap_of, heartbeat_of
 
 __all__ = ["Invocations"]
 
 _MAX_RESOLVED = 256  # workflows kept assembled, by name and step ids
 _RETRY_AFTER_SECS = 1.0
 _MAX_INLINE_BYTES = 256 * 1024
+_FRAME_BYTES = 1024  # what a message of a stream holds beside its event's data, at most
 _BARE = ("workflow timed out after ", "workflow cancelled")  # texts that stand without "workflow error: " on the wire
+
+_LOG = logging.getLogger(__name__)
 
 
 class Invocations:
-    """The runs of one server.
+    """The calls of one server.
 
     Args:
         node_id: The server's own name.
         registry: Where step ids and workflow names are looked up; nothing else on the wire names code.
         settings: The limits.
         refs: Where the runs' session refs are held.
+        instance_id: This process's own; a repeat that is for another process is refused.
+        heartbeat_secs: After how long of nothing a stream says so.
     """
 
-    def __init__(self, node_id: str, registry: Registry, settings: ServerSettings, refs: RefServing) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        registry: Registry,
+        settings: ServerSettings,
+        refs: RefServing,
+        *,
+        instance_id: str = "",
+        heartbeat_secs: float = HEARTBEAT_SECS,
+    ) -> None:
         self._node_id, self._registry, self._settings = node_id, registry, settings
         self._refs = refs
-        self._runs: set[Run] = set()
+        self._instance_id, self._heartbeat_secs = instance_id, heartbeat_secs
+        self._loop = asyncio.get_running_loop()
+        self._table: RunTable[Invocation] = MemoryRunTable(time.monotonic)
+        self._log_limits = settings.stream_events, min(settings.stream_bytes, settings.max_message_bytes - _FRAME_BYTES)
+        self._running: set[Invocation] = set()
+        self._queue: dict[Invocation, _Queued] = {}  # in the order they came
+        self._stopping: dict[Key, tuple[Run, float]] = {}  # failed runs whose steps go on, and when each was stopped
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusing = False
@@ -51,38 +93,73 @@ class Invocations:
 
     @property
     def in_progress(self) -> int:
-        """How many runs have not ended."""
-        return len(self._runs)
+        """How many calls are not answered: their runs have not ended, or not begun."""
+        return len(self._running) + len(self._queue)
 
     async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
         """Answer one ``InvokeSubWorkflow``: a response envelope for whatever became of the run.
 
         Raises:
             EncodeError, EnvelopeVersionError, UnknownStepError: The request cannot be run.
-            OverloadedError: As many runs as may be are in progress.
-            TransportError: The server is going away; nothing ran.
+            InvocationConflictError: Its invocation id was used for another request, or its answer is no longer kept.
+            OverloadedError: As many runs as may be are in progress, and as many as may be wait.
+            TransportError: The server is going away, or is another process than the call is for; nothing ran.
         """
-        request = SubWorkflowRequest.decode(payload)
-        workflow = self._workflow(request.workflow_name, request.step_ids)
-        try:
-            document = await _parsed(request.input_json)
-        except ValidationError as error:
-            raise EncodeError(f"invalid input JSON: {error}") from None
-        run = self._start(workflow, document, caller, metadata, self._timeout_secs(request, metadata))
-        try:
-            result = await run.wait()
-        except WorkflowError as error:
-            text = str(error)
-            return SubWorkflowResponse(error=text if text.startswith(_BARE) else f"workflow error: {text}").encode()
-        refs = {uuid: ref.descriptor for uuid, ref in result.remote_refs.items()}
-        return SubWorkflowResponse(result_json=result.data_json.encode(), remote_refs=refs).encode()
+        return await (await self._call(payload, caller, metadata)).wait()
+
+    async def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
+        """Do as :meth:`invoke`, and give what the run emits after the caller's cursor, then how it ended."""
+        invocation = await self._call(payload, caller, metadata)
+        async for event in self._events(invocation, metadata.cursor or 0):
+            yield event
+
+    async def attach(self, caller: Caller, invocation_id: str, cursor: int) -> AsyncIterator[SubWorkflowEvent]:
+        """Give what a call of *caller*'s emits after *cursor*, then how it ended.
+
+        Raises:
+            InvocationNotFoundError: There is no such call of this caller's, or nothing of it is kept.
+            EncodeError: The cursor is beyond the last event.
+        """
+        key = (caller, invocation_id)
+        match self._table.find(key):
+            case Running(run=invocation):
+                pass
+            case Answered(answer=answer, events=log):
+                invocation = Invocation.over(key, answer, log)
+            case _:
+                raise _not_found(invocation_id)
+        async for event in self._events(invocation, cursor):
+            yield event
+
+    async def cancel(self, caller: Caller, invocation_id: str, grace_secs: float) -> CancelReport:
+        """Stop a call of *caller*'s, and wait up to *grace_secs* until its steps have let go.
+
+        Raises:
+            InvocationNotFoundError: There is no such call of this caller's.
+        """
+        key = (caller, invocation_id)
+        known = self._table.find(key)
+        if known is None:
+            raise _not_found(invocation_id)
+        if isinstance(known, Running):
+            invocation = known.run
+            if invocation.run is None:
+                self._end_queued(invocation, "workflow cancelled")
+                return CancelReport(CancelOutcome.STOPPED)
+            invocation.run.cancel()
+        if (stopping := self._stopping.get(key)) is None:
+            return CancelReport(CancelOutcome.ALREADY_FINISHED)
+        run, since = stopping
+        if await run.wait_stopped(min(grace_secs, self._settings.max_timeout_secs)):
+            return CancelReport(CancelOutcome.STOPPED)
+        return CancelReport(CancelOutcome.STILL_STOPPING, run.running_step_ids, self._loop.time() - since)
 
     def refuse_new(self) -> None:
-        """Refuse every call from now on: the server is going away."""
+        """Refuse every call from now on that is no repeat: the server is going away."""
         self._refusing = True
 
     async def wait_idle(self, timeout_secs: float) -> bool:
-        """Wait until no run is in progress, at most *timeout_secs*; say whether that is so."""
+        """Wait until no call is in progress, at most *timeout_secs*; say whether that is so."""
         try:
             async with asyncio.timeout(timeout_secs):
                 await self._idle.wait()
@@ -91,35 +168,130 @@ class Invocations:
         return True
 
     def cancel_all(self) -> int:
-        """Cancel the runs in progress and return how many they were."""
-        runs = list(self._runs)
-        for run in runs:
-            run.cancel()
-        return len(runs)
+        """Cancel the calls in progress and return how many they were."""
+        queued, running = list(self._queue), list(self._running)
+        for invocation in queued:
+            self._end_queued(invocation, "workflow cancelled")
+        for invocation in running:
+            if invocation.run is not None:
+                invocation.run.cancel()
+        return len(queued) + len(running)
 
-    def _start(self, workflow: Workflow, document: object, caller: Caller, metadata: CallMetadata, timeout_secs: float) -> Run:
+    async def _call(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Invocation:
+        """Return the call that *payload* asks for: begun now, or before where this is a repeat."""
+        if metadata.instance_id is not None and metadata.instance_id != self._instance_id:
+            raise OtherProcessError("another process answers here than the one that this call is for", self._instance_id)
+        request = SubWorkflowRequest.decode(payload)
+        workflow = self._workflow(request.workflow_name, request.step_ids)
+        key = None if metadata.invocation_id is None else (caller, metadata.invocation_id)
+        document, fingerprint = await _read(request, key is not None)
+        # From here to the call's beginning nothing is awaited: two repeats cannot both find nothing.
+        if key is not None and (known := self._table.find(key)) is not None:
+            return _repeated(key, known, fingerprint)
         if self._refusing:
             raise TransportError("this peer is going away", may_have_run=False)
-        if len(self._runs) >= self._settings.max_runs:
-            raise OverloadedError(f"{len(self._runs)} runs are in progress, as many as may be", _RETRY_AFTER_SECS)
+        invocation = Invocation(key, self._log_limits)
+        plan = (invocation, workflow, document, caller, metadata, self._timeout_secs(request, metadata))
+        if len(self._running) < self._settings.max_runs:
+            self._start(*plan)
+        else:
+            self._wait_for_turn(*plan)
+        if key is not None:
+            self._table.begin(key, fingerprint, invocation)
+        return invocation
+
+    def _start(
+        self,
+        invocation: Invocation,
+        workflow: Workflow,
+        document: object,
+        caller: Caller,
+        metadata: CallMetadata,
+        timeout_secs: float,
+        deadline: float | None = None,
+    ) -> None:
         run = workflow.start(
             document,
             caller=caller,
             invocation_id=metadata.invocation_id,
             node_id=self._node_id,
             timeout_secs=timeout_secs,
-            on_end=self._over,
+            deadline=deadline,
+            on_end=partial(self._over, invocation),
+            emit=invocation.emit,
             refs=RunRefs(self._refs.table, caller, parent_run_id=metadata.parent_run_id, listed=True),
         )
-        self._runs.add(run)
+        self._running.add(invocation)
         self._idle.clear()
-        return run
+        invocation.begun(run)
 
-    def _over(self, run: Run) -> None:
-        self._runs.discard(run)
+    def _over(self, invocation: Invocation, run: Run) -> None:
+        """A run has ended: keep its answer, and give the next its turn. Called by the run before it wakes who waits."""
+        self._running.discard(invocation)
         self._refs.watch_leases()
-        if not self._runs:
+        if run.error is not None and invocation.key is not None:
+            self._stopping[invocation.key] = run, self._loop.time()
+            run.on_stopped(partial(self._stopping.pop, invocation.key, None))
+        self._answer(invocation, run)
+        while self._queue and len(self._running) < self._settings.max_runs:
+            queued = self._queue.pop(next(iter(self._queue)))
+            queued.begin()
+        if not self._running and not self._queue:
             self._idle.set()
+
+    def _answer(self, invocation: Invocation, run: Run) -> None:
+        try:
+            response = _response(run)
+            self._finish(invocation, response.encode())
+        except Exception:
+            _LOG.exception("a defect kept the answer of run %s", run.info.run_id)
+            self._finish(invocation, SubWorkflowResponse(error="workflow error: the answer could not be written").encode())
+
+    def _finish(self, invocation: Invocation, answer: bytes) -> None:
+        invocation.ended(answer)
+        if invocation.key is not None:
+            self._table.finish(invocation.key, answer, invocation.emitted)
+
+    def _wait_for_turn(
+        self,
+        invocation: Invocation,
+        workflow: Workflow,
+        document: object,
+        caller: Caller,
+        metadata: CallMetadata,
+        timeout_secs: float,
+    ) -> None:
+        """Begin the call when another ends. Its waiting counts against its time."""
+        if len(self._queue) >= self._settings.max_queued_runs:
+            raise OverloadedError(
+                f"{len(self._running)} runs are in progress and {len(self._queue)} wait, as many as may", _RETRY_AFTER_SECS
+            )
+        deadline = self._loop.time() + timeout_secs
+        why = f"workflow timed out after {timeout_secs:.10g}s"
+        timer = self._loop.call_at(deadline, self._end_queued, invocation, why)
+        # Its trace and its other context variables are its caller's, and not those of the run whose end gives it its turn.
+        start = partial(self._start, invocation, workflow, document, caller, metadata, timeout_secs, deadline)
+        self._queue[invocation] = _Queued(start, timer, contextvars.copy_context())
+
+    def _end_queued(self, invocation: Invocation, why: str) -> None:
+        self._queue.pop(invocation).timer.cancel()
+        self._finish(invocation, SubWorkflowResponse(error=why).encode())
+        if not self._running and not self._queue:
+            self._idle.set()
+
+    async def _events(self, invocation: Invocation, cursor: int) -> AsyncIterator[SubWorkflowEvent]:
+        if cursor > invocation.log.last:
+            raise EncodeError(f"cursor {cursor} is beyond the last event, {invocation.log.last}")
+        async for item in invocation.log.read(cursor, self._heartbeat_secs):
+            if isinstance(item, LoggedEvent):
+                cursor = item.sequence
+                yield SubWorkflowEvent(*item)
+            elif isinstance(item, Gap):
+                cursor = item.last
+                yield gap_of(*item)
+            else:
+                yield heartbeat_of(cursor)
+        yield end_of(cursor, SubWorkflowResponse.decode(await invocation.wait()))
 
     def _timeout_secs(self, request: SubWorkflowRequest, metadata: CallMetadata) -> float:
         """Return the time of the run in seconds: the exact one where it is told, never more than the server's most."""
@@ -145,6 +317,18 @@ class Invocations:
         return workflow
 
 
+class _Queued(NamedTuple):
+    """A call that waits for its turn: how it begins, when it is too late, and in whose context."""
+
+    start: Callable[[], None]
+    timer: asyncio.TimerHandle
+    context: contextvars.Context
+
+    def begin(self) -> None:
+        self.timer.cancel()
+        self.context.run(self.start)
+
+
 def _assembled(name: str, step_ids: tuple[str, ...], registry: Registry) -> Workflow:
     try:
         return Workflow.from_step_ids(name, step_ids, registry)
@@ -152,8 +336,54 @@ def _assembled(name: str, step_ids: tuple[str, ...], registry: Registry) -> Work
         raise EncodeError(str(error)) from None
 
 
-async def _parsed(input_json: bytes) -> object:
-    """Parse a document: a large one in a thread, because some 5 MB can hold a loop for a second."""
-    if len(input_json) <= _MAX_INLINE_BYTES:
+async def _read(request: SubWorkflowRequest, named: bool) -> tuple[object, bytes]:
+    """Return the input, parsed, and the request's fingerprint. A large one's in a thread: 5 MB can hold a loop for a second.
+
+    Raises:
+        EncodeError: The input is not JSON.
+    """
+    if len(request.input_json) <= _MAX_INLINE_BYTES:
+        return _parsed(request.input_json), _fingerprint(request) if named else b""
+    return await asyncio.to_thread(lambda: (_parsed(request.input_json), _fingerprint(request) if named else b""))
+
+
+def _parsed(input_json: bytes) -> object:
+    try:
         return jsontext.parse(input_json)
-    return await asyncio.to_thread(jsontext.parse, input_json)
+    except ValidationError as error:
+        raise EncodeError(f"invalid input JSON: {error}") from None
+
+
+def _fingerprint(request: SubWorkflowRequest) -> bytes:
+    """Return what a repeat has in common with its first: workflow, steps and input, and not the timeout.
+
+    The lengths in front keep one name from running into the next.
+    """
+    names = (request.workflow_name, *request.step_ids)
+    head = f"{[len(name) for name in names]}{''.join(names)}"
+    return hashlib.sha256(head.encode() + request.input_json).digest()
+
+
+def _repeated(key: Key, known: Running[Invocation] | Answered | Tombstone, fingerprint: bytes) -> Invocation:
+    """Return the call of which this is a repeat.
+
+    Raises:
+        InvocationConflictError: It is none, or the answer is no longer kept.
+    """
+    if isinstance(known, Tombstone):
+        raise InvocationConflictError(f"invocation {key[1]} has ended and its answer is no longer kept: it is not run again")
+    if known.fingerprint != fingerprint:
+        raise InvocationConflictError(f"invocation id {key[1]} was used for another request: use a new id for each call")
+    return known.run if isinstance(known, Running) else Invocation.over(key, known.answer, known.events)
+
+
+def _not_found(invocation_id: str) -> InvocationNotFoundError:
+    return InvocationNotFoundError(f"no invocation {invocation_id} of this caller's is known here")
+
+
+def _response(run: Run) -> SubWorkflowResponse:
+    if run.result is not None:
+        refs = {uuid: ref.descriptor for uuid, ref in run.result.remote_refs.items()}
+        return SubWorkflowResponse(result_json=run.result.data_json.encode(), remote_refs=refs)
+    text = str(run.error)
+    return SubWorkflowResponse(error=text if text.startswith(_BARE) else f"workflow error: {text}")

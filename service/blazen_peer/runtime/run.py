@@ -47,12 +47,14 @@ class Run:
     """
 
     __slots__ = (
+        "_in_threads",
         "_loop",
         "_on_end",
         "_outcome",
         "_recording",
         "_result",
         "_state",
+        "_stopped",
         "_tasks",
         "_threads",
         "_timeout_secs",
@@ -84,6 +86,8 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         self._timeout_secs = timeout_secs
         self._waiters: list[asyncio.Future[None]] = []
+        self._in_threads: dict[asyncio.Future[Any], StepDefinition] = {}
+        self._stopped: asyncio.Future[None] | None = None
         _ALIVE.add(self)
         # The deadline is armed after the first slice: with no time at all, what never waits still succeeds, and the many runs
         # that are over by then need no timer.
@@ -126,9 +130,30 @@ class Run:
         self._stop("workflow cancelled")
 
     @property
+    def result(self) -> WorkflowResult | None:
+        """The result, once the run has succeeded."""
+        return self._result
+
+    @property
+    def error(self) -> WorkflowError | None:
+        """Why the run has failed, once it has."""
+        return None if self._state.ended is None else self._state.ended.error
+
+    @property
     def running_step_ids(self) -> tuple[str, ...]:
-        """The steps that are executing, after the end of the run as well; sorted."""
-        return tuple(sorted(place.step.id for place in self._tasks.values() if place.step is not None))
+        """The steps that are executing, after the end of the run as well, plain functions in threads included; sorted."""
+        in_tasks = [place.step.id for place in self._tasks.values() if place.step is not None]
+        left_in_threads = [step.id for future, step in self._in_threads.items() if future.cancelled()]
+        return tuple(sorted(in_tasks + left_in_threads))
+
+    def on_stopped(self, callback: Callable[[], object]) -> None:
+        """Call *callback* when the run is over and none of its steps runs any more."""
+        self._when_stopped().add_done_callback(lambda _: callback())
+
+    async def wait_stopped(self, timeout_secs: float) -> bool:
+        """Wait until the run is over and none of its steps runs any more, at most *timeout_secs*; say whether that is so."""
+        await asyncio.wait((self._when_stopped(),), timeout=timeout_secs)
+        return self._when_stopped().done()
 
     async def _lead(self, event: Event, place: _Place, trace_parent: telemetry.TraceContext | None) -> None:
         """The first task: enters the run and its span, and stays until the outcome when the span is recorded."""
@@ -204,11 +229,20 @@ class Run:
                 return None  # cancelled by the end of its run: not a failed step
 
     async def _in_thread(self, step: StepDefinition, event: Event) -> Any:
-        if step.wants_context:
-            output = await self._threads.run(step.handler, event, Context(self.info, step.id))
-        else:
-            output = await self._threads.run(step.handler, event)
+        args = (event, Context(self.info, step.id)) if step.wants_context else (event,)
+        future = self._threads.run(step.handler, *args, left=self._left)
+        self._in_threads[future] = step
+        try:
+            output = await future
+        finally:
+            if not future.cancelled():  # otherwise the function goes on: nothing can interrupt it
+                del self._in_threads[future]
         return await output if inspect.isawaitable(output) else output
+
+    def _left(self, future: asyncio.Future[Any]) -> None:
+        """A function whose step was cancelled has returned, or will never be called."""
+        del self._in_threads[future]
+        self._rest()
 
     def _follow(self, commands: Commands) -> Work | None:
         """Perform *commands*: settle the end, or start tasks for all work but the first, which is returned."""
@@ -251,6 +285,8 @@ class Run:
                 self._result.remote_refs = {ref.uuid: ref for ref in refs}
         if self._outcome is not None and not self._outcome.done():
             self._tell(self._outcome, ended)
+        if self.info.children is not None:
+            self.info.children.end()
         if self._on_end is not None:
             self._on_end(self)
         for waiter in self._waiters:
@@ -299,3 +335,15 @@ class Run:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            self._rest()
+
+    def _rest(self) -> None:
+        """Tell who waits for it that nothing of the run runs any more, if that is so."""
+        if self._stopped is not None and not (self._tasks or self._in_threads or self._stopped.done()):
+            self._stopped.set_result(None)
+
+    def _when_stopped(self) -> asyncio.Future[None]:
+        if self._stopped is None:
+            self._stopped = self._loop.create_future()
+            self._rest()
+        return self._stopped

@@ -22,6 +22,7 @@ DEFAULT_MAX_THREADS = 64
 class _Job(NamedTuple):
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    left: Callable[[asyncio.Future[Any]], None] | None
     context: contextvars.Context
     call: Callable[..., Any]
     args: tuple[Any, ...]
@@ -37,11 +38,15 @@ class StepThreads:
         self._threads = 0
         self._free = 0  # threads waiting, less the jobs that wait for one of them
 
-    def run(self, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run(
+        self, call: Callable[..., Any], *args: Any, left: Callable[[asyncio.Future[Any]], None] | None = None
+    ) -> asyncio.Future[Any]:
         """Call ``call(*args)`` in a thread, in a copy of the current context, and return the future of what it gives.
 
         While all threads are busy, callers wait their turn in order. A call whose future is cancelled before its turn is
         never made.
+
+        *left* is called in the loop, with the future, once a call whose future was cancelled has returned or will not be made.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -51,7 +56,7 @@ class StepThreads:
                 threading.Thread(target=self._work, name="blazen-step", daemon=True).start()
                 self._threads += 1
                 self._free += 1
-        self._jobs.put(_Job(loop, future, contextvars.copy_context(), call, args))
+        self._jobs.put(_Job(loop, future, left, contextvars.copy_context(), call, args))
         return future
 
     def _work(self) -> None:
@@ -62,25 +67,27 @@ class StepThreads:
 
 
 def _perform(job: _Job) -> None:
-    if job.future.cancelled():
-        return
     result: Any = None
     failure: BaseException | None = None
     try:
-        result = job.context.run(job.call, *job.args)
+        if not job.future.cancelled():
+            result = job.context.run(job.call, *job.args)
     except StopIteration as error:  # a future refuses to carry it
         failure = RuntimeError(f"StopIteration: {error}")
         failure.__cause__ = error
     except BaseException as error:
         failure = error
     try:
-        job.loop.call_soon_threadsafe(_settle, job.future, result, failure)
+        job.loop.call_soon_threadsafe(_settle, job, result, failure)
     except RuntimeError:
         return  # the loop is closed: nobody waits any more
 
 
-def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+def _settle(job: _Job, result: Any, failure: BaseException | None) -> None:
+    future = job.future
     if future.done():
+        if job.left is not None:
+            job.left(future)
         return
     if failure is None:
         future.set_result(result)

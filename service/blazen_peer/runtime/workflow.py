@@ -13,7 +13,7 @@ from blazen_peer.engine import RoutingTable, StepDefinition
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import START, Event, StartEvent
 from blazen_peer.identity import ANONYMOUS, Caller
-from blazen_peer.runtime.context import RunInfo, current_run
+from blazen_peer.runtime.context import Children, RunInfo, current_run
 from blazen_peer.runtime.definition import EventName, define_step
 from blazen_peer.runtime.local_refs import LOCAL_REFS
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
@@ -116,6 +116,7 @@ class Workflow:
         trace_parent: telemetry.TraceContext | None = None,
         on_end: Callable[[Run], None] | None = None,
         refs: RunRefs | None = None,
+        emit: Callable[[str, bytes], None] | None = None,
     ) -> Run:
         """Start a run and return it at once. It belongs to whoever called this, and ends by itself, by its deadline, or by
         :meth:`Run.cancel`.
@@ -132,6 +133,8 @@ class Workflow:
             trace_parent: The remote caller's trace context.
             on_end: Called with the run as soon as it is over.
             refs: Where its session refs are held; None: with those of the run in whose step this is called, or of this process.
+            emit: Called, in any thread, with the type and the JSON of each event that a step emits to the run's stream; None:
+                they go nowhere.
 
         Raises:
             ValidationError: A timeout below 0.
@@ -153,6 +156,8 @@ class Workflow:
             deadline=deadline,
             clock=clock,
             refs=refs if refs is not None else _local_refs(),
+            emit=emit,
+            children=Children(),
         )
         event = input if isinstance(input, Event) else StartEvent(data=input)
         if event.event_type != START:

@@ -11,7 +11,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -19,10 +19,12 @@ from grpc_health.v1 import health_pb2
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
 
-__all__ = ["Channels", "Endpoint", "run_in_background"]
+__all__ = ["Channels", "Endpoint", "Waits", "run_in_background"]
 
 T = TypeVar("T")
 
+FAREWELL_SECS: Final = 2.0
+WAY_OUT_SECS: Final = 1.0
 _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment must never see a call to the sidecar
     ("grpc.service_config_disable_resolution", 1),  # no retry policy from DNS: what may be repeated is ours to say
@@ -34,16 +36,34 @@ _OPTIONS: Final = (
 
 
 class Endpoint:
-    """The methods of one peer, on a channel that belongs to the running loop."""
+    """The methods of one peer, on a channel that belongs to the running loop.
+
+    Attributes:
+        farewells: Tasks that end child runs; closing waits for them, shortly.
+    """
 
     def __init__(self, target: str, max_message_bytes: int) -> None:
         limits = (
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
         )
+        self.farewells: set[asyncio.Task[None]] = set()
         self.channel = grpc.aio.insecure_channel(target, options=(*_OPTIONS, *limits))
         self.invoke: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
             f"/{PEER_SERVICE}/InvokeSubWorkflow"
+        )
+        self.stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(
+            f"/{PEER_SERVICE}/StreamSubWorkflowEvents"
+        )
+        self.attach: grpc.aio.UnaryStreamMultiCallable[control_pb2.AttachRequest, bytes] = self.channel.unary_stream(
+            f"/{CONTROL_SERVICE}/Attach", request_serializer=control_pb2.AttachRequest.SerializeToString
+        )
+        self.cancel: grpc.aio.UnaryUnaryMultiCallable[control_pb2.CancelRequest, control_pb2.CancelResponse] = (
+            self.channel.unary_unary(
+                f"/{CONTROL_SERVICE}/Cancel",
+                request_serializer=control_pb2.CancelRequest.SerializeToString,
+                response_deserializer=control_pb2.CancelResponse.FromString,
+            )
         )
         self.describe: grpc.aio.UnaryUnaryMultiCallable[control_pb2.DescribeRequest, control_pb2.DescribeResponse] = (
             self.channel.unary_unary(
@@ -95,6 +115,12 @@ class Endpoint:
             )
         )
 
+    async def close(self) -> None:
+        """Close the channel."""
+        if self.farewells:
+            await asyncio.wait(self.farewells, timeout=FAREWELL_SECS)
+        await self.channel.close()
+
 
 class Channels:
     """The endpoints of one client, by event loop. Safe to use from any thread."""
@@ -123,11 +149,7 @@ class Channels:
         with self._lock:
             endpoints = list(self._endpoints.items())
             self._endpoints.clear()
-        return [
-            asyncio.run_coroutine_threadsafe(endpoint.channel.close(), loop)
-            for loop, endpoint in endpoints
-            if loop.is_running()
-        ]
+        return [asyncio.run_coroutine_threadsafe(endpoint.close(), loop) for loop, endpoint in endpoints if loop.is_running()]
 
 
 class _BackgroundLoop:
@@ -148,14 +170,38 @@ class _BackgroundLoop:
 _BACKGROUND = _BackgroundLoop()
 
 
-def run_in_background(work: Coroutine[Any, Any, T]) -> T:
+class Waits(Protocol):
+    """Where waits are kept by somebody who may end them: a run, of the waits in its threads."""
+
+    def add(self, wait: concurrent.futures.Future[Any]) -> None:
+        """Keep *wait*; cancel it where it is too late for it."""
+
+    def discard(self, wait: concurrent.futures.Future[Any]) -> None:
+        """*wait* is over."""
+
+
+def run_in_background(work: Coroutine[Any, Any, T], waits: Waits | None = None) -> T:
     """Run *work* to its end in the process's own loop while this thread waits. *work* must bound its own time.
 
-    Context variables, the current span among them, go with it.
+    Context variables, the current span among them, go with it. Whoever has *waits* can end it.
     """
-    future = asyncio.run_coroutine_threadsafe(work, _BACKGROUND.loop())
+    over = threading.Event()
+
+    async def whole() -> T:
+        try:
+            return await work
+        finally:
+            over.set()
+
+    future = asyncio.run_coroutine_threadsafe(whole(), _BACKGROUND.loop())
+    if waits is not None:
+        waits.add(future)
     try:
         return future.result()
     except BaseException:
-        future.cancel()  # nothing to do when it ended by itself; on Ctrl-C it ends the wait
+        if future.cancel() or future.cancelled():  # by Ctrl-C here, or by who has the waits: what it does on its way out comes
+            over.wait(WAY_OUT_SECS)  # before what follows here, such as closing the client
         raise
+    finally:
+        if waits is not None:
+            waits.discard(future)

@@ -21,16 +21,18 @@ INVOCATION_ID = "blazen-invocation-id"
 CLIENT_NODE_ID = "blazen-client-node-id"
 TIMEOUT_MS = "blazen-timeout-ms"
 PARENT_RUN_ID = "blazen-parent-run-id"
+CURSOR = "blazen-cursor"
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
 MAX_TIMEOUT_MS = "blazen-max-timeout-ms"
+MAX_MESSAGE_BYTES = "blazen-max-message-bytes"
 INSTANCE_ID = "blazen-instance-id"
 
 MAX_TIMEOUT_SECS = 10 * 365 * 86_400  # beyond this a timeout is clamped: grpcio fails at once on absurd deadlines
 _ID = re.compile(r"[!-~]{1,128}", re.ASCII)
-_MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
-_OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, PARENT_RUN_ID, *TRACE_HEADERS})
+_NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
+_OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, PARENT_RUN_ID, INSTANCE_ID, CURSOR, *TRACE_HEADERS})
 
 
 class CallMetadata(NamedTuple):
@@ -42,6 +44,8 @@ class CallMetadata(NamedTuple):
         timeout_ms: The exact time that the run may take, where it is no whole number of seconds: the envelope rounds up.
         trace: W3C ``traceparent`` and ``tracestate``, as they came.
         parent_run_id: The caller's run in whose step the call is made, where there is one: session refs may last until it ends.
+        instance_id: The process that the call is for, where no other may take it up.
+        cursor: Of a stream: the sequence number of the last event that the caller has seen.
     """
 
     invocation_id: str | None = None
@@ -49,6 +53,8 @@ class CallMetadata(NamedTuple):
     timeout_ms: int | None = None
     trace: Mapping[str, str] = MappingProxyType({})
     parent_run_id: str | None = None
+    instance_id: str | None = None
+    cursor: int | None = None
 
     def encode(self) -> list[tuple[str, str]]:
         """Return the metadata pairs, in a fixed order."""
@@ -61,6 +67,10 @@ class CallMetadata(NamedTuple):
             pairs.append((TIMEOUT_MS, str(self.timeout_ms)))
         if self.parent_run_id is not None and _ID.fullmatch(self.parent_run_id):
             pairs.append((PARENT_RUN_ID, self.parent_run_id))
+        if self.instance_id is not None:
+            pairs.append((INSTANCE_ID, self.instance_id))
+        if self.cursor is not None:
+            pairs.append((CURSOR, str(self.cursor)))
         pairs.extend(self.trace.items())
         return pairs
 
@@ -89,13 +99,18 @@ class CallMetadata(NamedTuple):
                 raise EncodeError(f"metadata {CLIENT_NODE_ID} is not a node id") from None
         timeout_ms = None
         if (milliseconds := found.get(TIMEOUT_MS)) is not None:
-            if not _MILLISECONDS.fullmatch(milliseconds):
+            if not _NUMBER.fullmatch(milliseconds):
                 raise EncodeError(f"metadata {TIMEOUT_MS} is not a whole number of milliseconds")
             timeout_ms = int(milliseconds)
         if (parent_run_id := found.get(PARENT_RUN_ID)) is not None and not _ID.fullmatch(parent_run_id):
             raise EncodeError(f"metadata {PARENT_RUN_ID} is not 1 to 128 visible ASCII characters")
+        cursor = None
+        if (number := found.get(CURSOR)) is not None:
+            if not _NUMBER.fullmatch(number):
+                raise EncodeError(f"metadata {CURSOR} is not a sequence number")
+            cursor = int(number)
         trace = {name: found[name] for name in TRACE_HEADERS if name in found}
-        return cls(invocation_id, client_node_id, timeout_ms, trace, parent_run_id)
+        return cls(invocation_id, client_node_id, timeout_ms, trace, parent_run_id, found.get(INSTANCE_ID), cursor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +121,13 @@ class PeerTraits:
         default_timeout_ms: What a run may take when the call gives no timeout.
         max_timeout_ms: What it may take at most, whatever the call gives.
         instance_id: Made anew at each start of the process.
+        max_message_bytes: The largest message that it takes.
     """
 
     default_timeout_ms: int | None = None
     max_timeout_ms: int | None = None
     instance_id: str | None = None
+    max_message_bytes: int | None = None
 
     def encode(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata pairs of what is known."""
@@ -118,6 +135,7 @@ class PeerTraits:
             (DEFAULT_TIMEOUT_MS, self.default_timeout_ms),
             (MAX_TIMEOUT_MS, self.max_timeout_ms),
             (INSTANCE_ID, self.instance_id),
+            (MAX_MESSAGE_BYTES, self.max_message_bytes),
         )
         return tuple((name, str(value)) for name, value in pairs if value is not None)
 
@@ -126,11 +144,11 @@ class PeerTraits:
         """Read what a peer told; what is not well formed counts as not told."""
         told = {name: value for name, value in metadata if isinstance(value, str)}
 
-        def milliseconds(name: str) -> int | None:
+        def number(name: str) -> int | None:
             value = told.get(name, "")
-            return int(value) if _MILLISECONDS.fullmatch(value) else None
+            return int(value) if _NUMBER.fullmatch(value) else None
 
         instance_id = told.get(INSTANCE_ID)
         if instance_id is not None and not _ID.fullmatch(instance_id):
             instance_id = None
-        return cls(milliseconds(DEFAULT_TIMEOUT_MS), milliseconds(MAX_TIMEOUT_MS), instance_id)
+        return cls(number(DEFAULT_TIMEOUT_MS), number(MAX_TIMEOUT_MS), instance_id, number(MAX_MESSAGE_BYTES))

@@ -115,7 +115,7 @@ async def test_no_time_at_all(remote: Any) -> None:
 
 async def test_over_a_limit(start_remote: Any) -> None:
     """One run more than may be is refused, with the time after which to try again; it was not executed."""
-    remote = await start_remote(server={"settings": ServerSettings(lame_duck_secs=0, max_runs=1)})
+    remote = await start_remote(server={"settings": ServerSettings(lame_duck_secs=0, max_runs=1, max_queued_runs=0)})
     client = await remote.connect()
     call = asyncio.create_task(client.run_remote_workflow("hold", ["demo::hold"], "null", 30))
     await asyncio.wait_for(remote.held.wait(), 10)

@@ -99,7 +99,7 @@ def failing(case: str, a_peer: StartPeer, free_port: int) -> tuple[list[str], An
             address = a_peer(token=TOKEN, require_identity=True, sidecar_proof_file=proof).address
             return ["run", address, "echo"], None
         case "overloaded":
-            peer = a_peer(settings=ServerSettings(lame_duck_secs=0, drain_secs=0, max_runs=1))
+            peer = a_peer(settings=ServerSettings(lame_duck_secs=0, drain_secs=0, max_runs=1, max_queued_runs=0))
             return ["run", peer.address, "echo"], peer
         case "boom":
             return ["run", a_peer().address, "x", "--step", "demo::boom"], None
