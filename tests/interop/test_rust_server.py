@@ -139,6 +139,17 @@ async def test_timeout(client: PeerClient, rust_peer: Any, step: str) -> None:
     assert executions(rust_peer) == [step]
 
 
+async def test_run_that_it_stops(client: PeerClient, rust_peer: Any) -> None:
+    """It stops a run whose timeout passes, and one whose caller no longer waits; the step is told by being dropped."""
+    with pytest.raises(WorkflowError, match=r"^workflow timed out after 1s$"):
+        await client.run_remote_workflow("w", ["interop::sleep"], "60", 1)
+    await asyncio.to_thread(rust_peer.wait_for, "stopped interop::sleep\n")
+    call = asyncio.create_task(client.run_remote_workflow("w", ["interop::sleep"], "60", 60))
+    await asyncio.to_thread(rust_peer.wait_for, "ran interop::sleep\nstopped interop::sleep\nran interop::sleep\n")
+    call.cancel()
+    await asyncio.to_thread(rust_peer.wait_for, 2 * "ran interop::sleep\nstopped interop::sleep\n")
+
+
 async def test_request_over_4_mib(client: PeerClient, rust_peer: Any) -> None:
     """A request over its limit is an EncodeError with the size and the limit; nothing runs, and just below it all is well."""
     with pytest.raises(EncodeError) as caught:

@@ -1,6 +1,7 @@
 //! The real Blazen server with steps for tests and the benchmark: `interop-server ADDRESS`.
 //!
-//! It writes `listens on http://ADDRESS` once it listens, and `ran STEP` for each execution of a step that is not a benchmark's.
+//! It writes `listens on http://ADDRESS` once it listens, `ran STEP` for each execution of a step that is not a benchmark's, and
+//! `stopped STEP` when one is dropped before its end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,16 @@ struct Stray {}
 #[derive(Debug, Clone, Serialize, Deserialize, Event)]
 struct Passed {
     text: Value,
+}
+
+struct Unfinished(bool);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.0 {
+            println!("stopped interop::sleep");
+        }
+    }
 }
 
 struct Opaque(Vec<u8>);
@@ -103,7 +114,9 @@ async fn panics(_event: StartEvent, _ctx: Context) -> Result<StopEvent, Workflow
 #[step]
 async fn sleep(event: StartEvent, _ctx: Context) -> Result<StopEvent, WorkflowError> {
     ran("sleep");
+    let mut unfinished = Unfinished(true);
     tokio::time::sleep(Duration::from_secs_f64(event.data.as_f64().unwrap_or(0.0))).await;
+    unfinished.0 = false;
     stop(event.data)
 }
 
