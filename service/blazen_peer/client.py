@@ -210,6 +210,7 @@ class PeerClient(RefCalls, RunCalls):
 
     def close(self) -> None:
         """Close the connection; calls in flight end with ``TransportError``. Calling it again does nothing."""
+        self._told_blocking()
         self._channels.close()
 
     async def aclose(self) -> None:

@@ -42,6 +42,7 @@ class RefCalls:
     def __init__(self) -> None:
         self._deserializers: dict[str, Deserializer[Any]] = {}
         self._notices: set[asyncio.Task[None]] = set()
+        self._tells = False
 
     # What the client itself has.
 
@@ -207,13 +208,24 @@ class RefCalls:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._start_notice, run_id)
 
+        self._tells = True
         run.refs.at_end((self, loop), tell)
 
     async def _told(self) -> None:
         """Wait until what is to be told of this loop's parent runs is told; each telling bounds its own time."""
         await asyncio.sleep(0)  # for a run that ended just now
         here = asyncio.get_running_loop()
-        await asyncio.gather(*(notice for notice in self._notices if notice.get_loop() is here))
+        notices = [notice for notice in self._notices if notice.get_loop() is here]
+        await asyncio.gather(*notices, return_exceptions=True)
+
+    def _told_blocking(self) -> None:
+        """Do what :meth:`_told` does for the loop of threads that have none, unless this thread has one."""
+        if not self._tells:
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            run_in_background(self._told())
 
     def _start_notice(self, run_id: str) -> None:
         notice = asyncio.get_running_loop().create_task(self._notice(run_id))

@@ -447,6 +447,26 @@ async def test_parents_end_is_told_before_closing(serve: Serve) -> None:
         assert await again.list_refs() == ()
 
 
+async def test_parents_end_is_told_before_closing_from_a_thread(serve: Serve) -> None:
+    """So it is for a blocking client."""
+    server = await serve()
+
+    def work() -> None:
+        with PeerClient.connect(server.address, "node-a") as client:
+
+            def call(event: StartEvent) -> StopEvent:
+                text = json.dumps({"texts": ["value"], "options": {"lifetime": "parent_finish"}})
+                assert client.run_remote_workflow_blocking("w", ["put"], text).remote_refs
+                assert len(client.list_refs_blocking()) == 1
+                return StopEvent()
+
+            asyncio.run(WorkflowBuilder("parent").step("call", None, None, call).build().run())
+
+    await asyncio.to_thread(work)
+    async with await PeerClient.connect_async(server.address, "node-a") as again:
+        assert await again.list_refs() == ()
+
+
 async def test_another_callers_parent(serve: Serve, connect: Connect) -> None:
     """Nobody else can end a parent: its id under another identity is another one."""
     server = await serve(token=TOKEN)

@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from blazen_peer import (
     BlazenError,
+    Context,
     Event,
     OverloadedError,
     PeerClient,
@@ -246,3 +247,46 @@ async def test_overload_is_told_by_its_status(
         await running
     served = [span for span in exported.get_finished_spans() if span.kind is SpanKind.SERVER]
     assert sorted((span.attributes or {})["rpc.grpc.status_code"] for span in served) == [0, 8]
+
+
+async def test_session_refs(
+    exported: InMemorySpanExporter,
+    serve: Serve,
+    connect: Connect,
+    registry: Registry,
+    raw_call: RawCall,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The calls about a ref are spans on both ends, in one trace each, with the caller; the value is in none, nor in a log."""
+
+    @registry.step("demo::puts")
+    async def puts(event: StartEvent, ctx: Context) -> StopEvent:
+        ctx.put_ref(CANARY, type_tag="demo::T", serializer=str.encode)
+        return StopEvent()
+
+    @registry.step("demo::puts-broken")
+    async def puts_broken(event: StartEvent, ctx: Context) -> StopEvent:
+        def fails(_: object) -> bytes:
+            raise ValueError(CANARY)
+
+        ctx.put_ref(None, type_tag="demo::T", serializer=fails, size_bytes=1)
+        return StopEvent()
+
+    client = await connect(await serve(token=TOKEN), token=TOKEN)
+    [ref] = (await client.run_remote_workflow("w", ["demo::puts"], "1")).remote_refs.values()
+    [broken] = (await client.run_remote_workflow("w", ["demo::puts-broken"], "1")).remote_refs.values()
+    exported.clear()
+    with caplog.at_level(logging.DEBUG):
+        assert await client.deref(ref) == CANARY.encode()
+        await client.list_refs()
+        assert await client.release(ref)
+        found = await spans(exported, 6)
+        for name in ("PeerControl/DerefChunks", "PeerControl/ListRefs", "BlazenPeer/ReleaseSessionRef"):
+            [call] = [span for (full, kind), span in found.items() if full.endswith(name) and kind is SpanKind.CLIENT]
+            [served] = [span for (full, kind), span in found.items() if full.endswith(name) and kind is SpanKind.SERVER]
+            assert served.parent is not None
+            assert served.parent.span_id == call.context.span_id
+            assert (served.attributes or {})["blazen.caller"] == "claimed:node-a"
+        with pytest.raises(BlazenError):
+            await client.deref(broken)
+    assert not [text for text in (*telltale(exported), caplog.text) if CANARY in text]

@@ -207,6 +207,13 @@ class Context:
         """
         return self._refs.drop(_uuid_of(ref))
 
+    def before_snapshot(self) -> int:
+        """Forget this run's refs of lifetime ``snapshot``; return how many they were.
+
+        For whoever saves a run's state or sets the run aside: what is saved must not speak of values that do not last.
+        """
+        return self._refs.before_snapshot()
+
     @property
     def _refs(self) -> RunRefs:
         refs = self._run.refs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, NoReturn, Protocol, TypeAlias
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 import grpc
@@ -57,6 +57,8 @@ class RefService(Protocol):
         """Forget what was to last until a run of *caller*'s ended."""
 
 
+T = TypeVar("T")
+
 List: TypeAlias = Callable[[Caller], control_pb2.ListRefsResponse]
 
 
@@ -69,49 +71,52 @@ def ref_handlers(refs: RefService, listed: List, *, max_stream_secs: float) -> t
         max_stream_secs: How long a stream of chunks may take, however slowly it is read.
     """
 
+    async def served(service: str, method: str, context: _Context, answer: Callable[[Caller], Awaitable[T]]) -> T:
+        """Answer one call inside its span; its error becomes a status."""
+        try:
+            caller, sent = ADMITTED.get()
+            with telemetry.served_span(service, method, telemetry.extract(CallMetadata.decode(sent).trace)) as span:
+                if span.is_recording():
+                    span.set_attribute(telemetry.CALLER, str(caller))
+                return await answer(caller)
+        except Exception as error:
+            await _end(context, method, error)
+
     def unary(method: str, answer: Callable[[bytes, Caller], Awaitable[bytes]]) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def serve(request: bytes, context: _Context) -> bytes:
-            try:
-                caller, sent = ADMITTED.get()
-                with telemetry.served_span(PEER_SERVICE, method, telemetry.extract(CallMetadata.decode(sent).trace)):
-                    payload = await answer(_parsed(peer_pb2.PostcardRequest, request).postcard_payload, caller)
-                    return peer_pb2.PostcardResponse(postcard_payload=payload).SerializeToString()
-            except Exception as error:
-                await _end(context, method, error)
+            async def answered(caller: Caller) -> bytes:
+                payload = await answer(_parsed(peer_pb2.PostcardRequest, request).postcard_payload, caller)
+                return peer_pb2.PostcardResponse(postcard_payload=payload).SerializeToString()
+
+            return await served(PEER_SERVICE, method, context, answered)
 
         return grpc.unary_unary_rpc_method_handler(serve)
 
-    async def chunks(request: bytes, context: _Context) -> None:
-        try:
-            caller, _ = ADMITTED.get()
+    async def deref_chunks(request: bytes, context: _Context) -> None:
+        async def written(caller: Caller) -> None:
             uuid = _uuid(_parsed(control_pb2.DerefChunksRequest, request).ref_uuid)
-            async with asyncio.timeout(max_stream_secs):
-                async for part in refs.chunks(uuid, caller):
-                    if isinstance(part, bytes):
-                        message = control_pb2.DerefChunksResponse(data=part)
-                    else:
-                        end = control_pb2.DerefEnd(size_bytes=part.size_bytes, sha256=part.sha256)
-                        message = control_pb2.DerefChunksResponse(end=end)
-                    await context.write(message.SerializeToString())  # waits while the reader is slow
-        except TimeoutError:
-            await _end(context, "DerefChunks", TransportError(f"the value was not read within {max_stream_secs:g} s", False))
-        except Exception as error:
-            await _end(context, "DerefChunks", error)
+            try:
+                async with asyncio.timeout(max_stream_secs):
+                    async for part in refs.chunks(uuid, caller):
+                        await context.write(_part(part).SerializeToString())  # waits while the reader is slow
+            except TimeoutError:
+                raise TransportError(f"the value was not read within {max_stream_secs:g} s", may_have_run=False) from None
+
+        await served(CONTROL_SERVICE, "DerefChunks", context, written)
 
     async def list_refs(request: bytes, context: _Context) -> bytes:
-        try:
+        async def answered(caller: Caller) -> bytes:
             _parsed(control_pb2.ListRefsRequest, request)
-            return listed(ADMITTED.get().caller).SerializeToString()
-        except Exception as error:
-            await _end(context, "ListRefs", error)
+            return listed(caller).SerializeToString()
+
+        return await served(CONTROL_SERVICE, "ListRefs", context, answered)
 
     async def parent_ended(request: bytes, context: _Context) -> bytes:
-        try:
+        async def answered(caller: Caller) -> bytes:
             run_id = _parsed(control_pb2.ParentEndedRequest, request).parent_run_id
-            released = refs.parent_ended(ADMITTED.get().caller, run_id)
-            return control_pb2.ParentEndedResponse(released=released).SerializeToString()
-        except Exception as error:
-            await _end(context, "ParentEnded", error)
+            return control_pb2.ParentEndedResponse(released=refs.parent_ended(caller, run_id)).SerializeToString()
+
+        return await served(CONTROL_SERVICE, "ParentEnded", context, answered)
 
     return (
         grpc.method_handlers_generic_handler(
@@ -124,12 +129,18 @@ def ref_handlers(refs: RefService, listed: List, *, max_stream_secs: float) -> t
         grpc.method_handlers_generic_handler(
             CONTROL_SERVICE,
             {
-                "DerefChunks": grpc.unary_stream_rpc_method_handler(chunks),
+                "DerefChunks": grpc.unary_stream_rpc_method_handler(deref_chunks),
                 "ListRefs": grpc.unary_unary_rpc_method_handler(list_refs),
                 "ParentEnded": grpc.unary_unary_rpc_method_handler(parent_ended),
             },
         ),
     )
+
+
+def _part(part: bytes | ChunksEnd) -> control_pb2.DerefChunksResponse:
+    if isinstance(part, bytes):
+        return control_pb2.DerefChunksResponse(data=part)
+    return control_pb2.DerefChunksResponse(end=control_pb2.DerefEnd(size_bytes=part.size_bytes, sha256=part.sha256))
 
 
 async def _end(context: _Context, method: str, error: Exception) -> NoReturn:

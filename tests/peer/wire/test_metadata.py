@@ -16,8 +16,13 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 def test_round_trip() -> None:
     """What a client encodes a server decodes."""
-    sent = CallMetadata("id-1", "node-a", 1500, {"traceparent": TRACEPARENT})
+    sent = CallMetadata("id-1", "node-a", 1500, {"traceparent": TRACEPARENT}, "run-1")
     assert CallMetadata.decode(sent.encode()) == sent
+
+
+def test_a_parent_that_cannot_travel() -> None:
+    """A run id that a header cannot carry is left out."""
+    assert CallMetadata(parent_run_id="größer").encode() == []
 
 
 def test_other_clients_send_none() -> None:
@@ -31,6 +36,8 @@ REFUSED = [
     pytest.param([("blazen-invocation-id", "x" * 129)], id="long-id"),
     pytest.param([("blazen-invocation-id", "a"), ("blazen-invocation-id", "b")], id="two-ids"),
     pytest.param([("blazen-client-node-id", "../a")], id="not-a-node-id"),
+    pytest.param([("blazen-parent-run-id", "a b")], id="a-space-in-the-parent"),
+    pytest.param([("blazen-parent-run-id", "a"), ("blazen-parent-run-id", "b")], id="two-parents"),
     pytest.param([("blazen-timeout-ms", "-1")], id="negative"),
     pytest.param([("blazen-timeout-ms", "1e3")], id="not-digits"),
     pytest.param([("blazen-timeout-ms", "٣")], id="digits-of-another-script"),
