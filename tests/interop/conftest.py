@@ -163,6 +163,13 @@ class OurPeer:
             self.begun[ctx.step_id] += 1
             raise ValueError(str(event.data))
 
+        @registry.step("interop::report")
+        async def report(event: StartEvent, ctx: Context) -> StopEvent:
+            self.begun[ctx.step_id] += 1
+            for number in range(event.data):
+                ctx.emit(Event.dynamic("interop::Progress", {"number": number}))
+            return StopEvent(result="done")
+
         @registry.step("interop::keep")
         async def keep(event: StartEvent, ctx: Context) -> StopEvent:
             self.begun[ctx.step_id] += 1

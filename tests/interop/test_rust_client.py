@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blazen_peer.wire import SubWorkflowRequest
+from blazen_peer.wire import SubWorkflowEvent, SubWorkflowRequest
 from tests.interop.clients import invocation
 from tests.interop.conftest import FLOW, TOKEN, OurPeer
 
@@ -167,6 +167,19 @@ async def test_refs(rust_client: Any, our_peer: Any) -> None:
     assert await rust.ask({"do": "release", "uuid": uuid}) == {"released": False}
     answer = await rust.ask({"do": "deref", "uuid": uuid})
     assert answer == refused("Some requested entity was not found", f"session ref {uuid} not found")
+
+
+async def test_stream(rust_client: Any, our_peer: Any) -> None:
+    """Its generated client, which nothing of Blazen uses yet, reads the stream that we serve: each event, then the end."""
+    rust = await rust_client(our_peer.address)
+    answer = await rust.raw("stream", SubWorkflowRequest("w", ("interop::report",), b"3", 10).encode())
+    *events, last = [SubWorkflowEvent.decode(bytes(payload)) for payload in answer["payloads"]]
+    shown = [(event.sequence, event.event_type, json.loads(event.data_json)) for event in events]
+    assert shown == [(number + 1, "interop::Progress", {"number": number}) for number in range(3)]
+    assert last.terminal is not None
+    assert (last.event_type, last.terminal.result_json, last.terminal.error) == ("blazen::End", b'"done"', None)
+    assert await rust.invoke(["interop::report"], 3) == answered('"done"')
+    assert our_peer.begun == {"interop::report": 2}
 
 
 async def test_caller_dies(rust_client: Any, our_peer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -185,11 +186,45 @@ async def test_refs_of_others(client: PeerClient, rust_peer: Any) -> None:
     assert {str(uuid) for uuid in second.remote_refs} == {first.result, second.result}
 
 
-async def test_describe(client: PeerClient, rust_peer: Any) -> None:
-    """It has no second service: kind Unsupported."""
-    with pytest.raises(PeerError) as caught:
-        await client.describe()
-    assert (caught.value.kind, caught.value.status) == ("Unsupported", "UNIMPLEMENTED")
+async def test_what_it_lacks(client: PeerClient, rust_peer: Any) -> None:
+    """It has neither the stream nor our second service: each call for them is of kind Unsupported, and nothing runs."""
+
+    async def stream() -> None:
+        async for event in client.stream_remote_workflow("w", ["interop::echo"], "1", 10, invocation_id="one"):
+            raise AssertionError(event)
+
+    async def attach() -> None:
+        async for event in client.attach("one"):
+            raise AssertionError(event)
+
+    for call in (stream, attach, client.describe, client.list_refs, lambda: client.cancel("one")):
+        with pytest.raises(PeerError) as caught:
+            await call()
+        assert (type(caught.value), caught.value.kind, caught.value.status) == (PeerError, "Unsupported", "UNIMPLEMENTED")
+    assert executions(rust_peer) == []
+
+
+async def test_repeated_call(client: PeerClient, rust_peer: Any) -> None:
+    """It knows no invocation ids: a second call under the same one is another run, as the page warns."""
+    for _ in range(2):
+        assert (await client.run_remote_workflow("w", ["interop::echo"], "1", 10, invocation_id="one")).result == 1
+    assert executions(rust_peer) == ["echo", "echo"]
+
+
+async def test_no_repeat_at_another_process(rust_plain: Any, programs: Any, start_peer: Any) -> None:
+    """With retries asked for, a run that was lost with its server is not begun again at the one that follows on its port."""
+    first, address = rust_plain
+    async with await PeerClient.connect_async(address, "intake") as client:
+        call = asyncio.create_task(client.run_remote_workflow("w", ["interop::sleep"], "30", 60, retries=5))
+        await asyncio.to_thread(first.wait_for, "ran interop::sleep")
+        first.end(signal.SIGKILL)
+        second = start_peer(str(programs.server), address.removeprefix("http://"))
+        await asyncio.to_thread(second.wait_for, "listens on ")
+        with pytest.raises(TransportError) as caught:
+            await asyncio.wait_for(call, 30)
+        assert caught.value.may_have_run
+        assert (await client.run_remote_workflow("w", ["interop::echo"], "1", 10)).result == 1
+    assert (executions(first), executions(second)) == (["sleep"], ["echo"])
 
 
 async def test_server_dies(client: PeerClient, rust_peer: Any) -> None:
