@@ -174,7 +174,7 @@ class PeerClient(RefCalls, RunCalls):
                 raise
             result = _result_of(answer, metadata.invocation_id)
             if result.remote_refs:
-                self._tell_parents_end()
+                self._tell_parents_end(metadata.invocation_id or "")
             return result
 
     def run_remote_workflow_blocking(

@@ -43,6 +43,7 @@ class RefCalls:
         self._deserializers: dict[str, Deserializer[Any]] = {}
         self._notices: set[asyncio.Task[None]] = set()
         self._tells = False
+        self._children: dict[tuple[asyncio.AbstractEventLoop, str], set[str]] = {}  # invocations that left refs, by parent run
 
     # What the client itself has.
 
@@ -197,8 +198,8 @@ class RefCalls:
         """Do what :meth:`list_refs` does while this thread waits."""
         return run_in_background(self.list_refs(timeout_secs=timeout_secs))
 
-    def _tell_parents_end(self) -> None:
-        """Say so to the peer when the run ends in whose step this is called: refs may be to last until then."""
+    def _tell_parents_end(self, invocation_id: str) -> None:
+        """Say so to the peer when the run ends in whose step this is called: the call's refs may be to last until then."""
         run = current_run()
         if run is None or run.refs is None or not self._is_ours():
             return
@@ -209,6 +210,7 @@ class RefCalls:
                 loop.call_soon_threadsafe(self._start_notice, run_id)
 
         self._tells = True
+        self._children.setdefault((loop, run_id), set()).add(invocation_id)
         run.refs.at_end((self, loop), tell)
 
     async def _told(self) -> None:
@@ -228,21 +230,21 @@ class RefCalls:
             run_in_background(self._told())
 
     def _start_notice(self, run_id: str) -> None:
-        notice = asyncio.get_running_loop().create_task(self._notice(run_id))
+        loop = asyncio.get_running_loop()
+        notice = loop.create_task(self._notice(run_id, self._children.pop((loop, run_id), set())))
         self._notices.add(notice)
         notice.add_done_callback(self._notices.discard)
 
-    async def _notice(self, run_id: str) -> None:
+    async def _notice(self, run_id: str, invocation_ids: set[str]) -> None:
+        """Tell it with the id of each invocation, by which sidecars find the replica that holds its refs."""
+        request = control_pb2.ParentEndedRequest(parent_run_id=run_id)
         try:
-            await self._answer(
-                self._endpoint().parent_ended(
-                    control_pb2.ParentEndedRequest(parent_run_id=run_id),
-                    timeout=RELEASE_TIMEOUT_SECS,
-                    metadata=self._authorization(),
-                )
-            )
-        except (PeerError, ValidationError) as error:  # the refs' leases do it then
-            _LOG.info("could not tell the peer that run %s is over: %s", run_id, error.kind)
+            async with asyncio.timeout(RELEASE_TIMEOUT_SECS):
+                for invocation_id in invocation_ids:
+                    call = self._endpoint().parent_ended(request, metadata=self._pairs(invocation_id))
+                    await self._answer(call)
+        except (PeerError, ValidationError, TimeoutError) as error:  # the refs' leases do it then
+            _LOG.info("could not tell the peer that run %s is over: %s", run_id, type(error).__name__)
 
     async def _unary(self, method: str, ref: RemoteRef, request: bytes, timeout_secs: float) -> bytes:
         """Make a call of ``blazen.peer.v1`` about *ref*; NOT_FOUND there can only mean the ref."""
@@ -250,7 +252,7 @@ class RefCalls:
         send = endpoint.deref if method == "DerefSessionRef" else endpoint.release
         with telemetry.call_span(PEER_SERVICE, method):
             message = peer_pb2.PostcardRequest(postcard_payload=request)
-            call = send(message, timeout=_seconds(timeout_secs), metadata=self._pairs(ref))
+            call = send(message, timeout=_seconds(timeout_secs), metadata=self._pairs(ref.invocation_id))
             try:
                 response: peer_pb2.PostcardResponse = await self._answer(call)
             except UnknownStepError as error:  # from a server that says no more than the status
@@ -259,7 +261,9 @@ class RefCalls:
 
     async def _chunks(self, ref: RemoteRef, timeout_secs: float) -> AsyncIterator[bytes]:
         call = self._endpoint().deref_chunks(
-            control_pb2.DerefChunksRequest(ref_uuid=ref.uuid.bytes), timeout=_seconds(timeout_secs), metadata=self._pairs(ref)
+            control_pb2.DerefChunksRequest(ref_uuid=ref.uuid.bytes),
+            timeout=_seconds(timeout_secs),
+            metadata=self._pairs(ref.invocation_id),
         )
         messages = self._messages(call)
         try:
@@ -277,10 +281,9 @@ class RefCalls:
                 return
             yield message
 
-    def _pairs(self, ref: RemoteRef | None) -> list[tuple[str, str]]:
-        """Return the metadata of a call; about a *ref* with the invocation that made it, by which sidecars find its replica."""
-        invocation = CallMetadata(invocation_id=ref.invocation_id).encode() if ref is not None else []
-        return [*self._authorization(), *invocation, *telemetry.inject().items()]
+    def _pairs(self, invocation_id: str | None) -> list[tuple[str, str]]:
+        """Return the metadata of a call about what *invocation_id* left, by which sidecars find the replica that holds it."""
+        return [*self._authorization(), *CallMetadata(invocation_id=invocation_id).encode(), *telemetry.inject().items()]
 
 
 def _seconds(timeout_secs: float) -> float:

@@ -69,7 +69,7 @@ class RunCalls:
     ) -> tuple[bytes, CallMetadata, float]:
         raise NotImplementedError
 
-    def _tell_parents_end(self) -> None:
+    def _tell_parents_end(self, invocation_id: str) -> None:
         raise NotImplementedError
 
     def stream_remote_workflow(
@@ -164,7 +164,7 @@ class RunCalls:
             Repeats(retries, self._traits.instance_id),
             cursor=cursor,
             deadline_secs=secs,
-            on_refs=self._tell_parents_end,
+            on_refs=lambda: self._tell_parents_end(invocation_id),
             abandon=None if parent is None else lambda: self._abandon(invocation_id),
         )
 

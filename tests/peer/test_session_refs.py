@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -419,6 +420,23 @@ async def test_parent_finish(serve: Serve, connect: Connect, blocking: bool) -> 
     assert [await is_gone(client, ref) for ref in (*kept, bystander)] == [True, False, False]
 
 
+async def test_parent_of_a_stream(serve: Serve, connect: Connect) -> None:
+    """A call that is streamed is a child as well: its refs are in the stream's result, and end with the parent."""
+    client = await connect(await serve())
+
+    async def call(event: StartEvent) -> StopEvent:
+        text = json.dumps({"texts": ["value"], "options": {"lifetime": "parent_finish"}})
+        stream = client.stream_remote_workflow("w", ["put"], text)
+        async for _ in stream:
+            pass
+        [ref] = stream.result.remote_refs.values()
+        assert await client.deref(ref) == b"value"
+        return StopEvent()
+
+    await WorkflowBuilder("parent").step("call", None, None, call).build().run()
+    await until_held(client, 0)
+
+
 async def test_parent_that_fails(serve: Serve, connect: Connect) -> None:
     """A parent that fails is over too."""
     client = await connect(await serve())
@@ -683,6 +701,38 @@ async def test_blazens_not_found(fake_client: FakeClient) -> None:
     with pytest.raises(RefNotFoundError, match="said so"):
         await client.deref(REF)
     assert await client.release(REF) is False
+
+
+async def test_calls_carry_the_invocation(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call about a ref carries the invocation that left it, so that a sidecar finds the replica; ends of parents too."""
+    client = await connect(await serve())
+    seen: dict[str, set[str | None]] = {}
+    endpoint = client._endpoint()
+
+    def noted(name: str, send: Any, request: Any, **options: Any) -> Any:
+        seen.setdefault(name, set()).add(dict(options["metadata"]).get("blazen-invocation-id"))
+        return send(request, **options)
+
+    for name in ("deref_chunks", "release", "parent_ended"):
+        monkeypatch.setattr(endpoint, name, partial(noted, name, getattr(endpoint, name)))
+    ids: set[str | None] = set()
+
+    async def call(event: StartEvent) -> StopEvent:
+        for _ in range(2):
+            ref = await put_one(client, lifetime="parent_finish")
+            ids.add(ref.invocation_id)
+            await client.deref(ref)
+        return StopEvent()
+
+    await WorkflowBuilder("parent").step("call", None, None, call).build().run()
+    await until_held(client, 0)
+    ref = await put_one(client)
+    await client.release(ref)
+    async with asyncio.timeout(10):
+        while len(seen.get("parent_ended", ())) < 2:  # noqa: ASYNC110 - what is polled for has no event
+            await asyncio.sleep(0.005)
+    assert None not in ids
+    assert seen == {"deref_chunks": ids, "release": {ref.invocation_id}, "parent_ended": ids}
 
 
 async def test_blazens_release(fake_client: FakeClient) -> None:
