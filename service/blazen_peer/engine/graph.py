@@ -12,9 +12,13 @@ from typing import NamedTuple
 from blazen_peer.engine.steps import StepDefinition
 from blazen_peer.events import START, STOP, Event
 
-__all__ = ["GraphProblem", "check_graph"]
+__all__ = ["GraphProblem", "WorkflowWarning", "check_graph"]
 
 _WELL_KNOWN = frozenset({START, STOP})
+
+
+class WorkflowWarning(UserWarning):
+    """A workflow looks wrong, as far as the names of dynamic events can tell."""
 
 
 class GraphProblem(NamedTuple):

@@ -16,7 +16,7 @@ from blazen_peer.engine.steps import StepDefinition
 from blazen_peer.errors import WorkflowError
 from blazen_peer.events import START, Event, StopEvent, convert, describe_invalid
 
-__all__ = ["MAX_IN_FLIGHT", "Commands", "Ended", "RunState", "Work"]
+__all__ = ["MAX_IN_FLIGHT", "Commands", "Ended", "RunState", "Work", "message_of"]
 
 MAX_IN_FLIGHT = 10_000  # step executions of one run at one time: a step that doubles its events must not take all memory
 
@@ -72,22 +72,28 @@ class RunState:
         if self.ended is not None:
             return []
         if isinstance(output, Event):
-            return self._deliver((output,), step)
+            return self._deliver((output,), step.id)
         if output is None:
-            return self._deliver((), step)
+            return self._deliver((), step.id)
         if not isinstance(output, list | tuple):
-            return self._failed(f"step {step.id!r} returned {_named(output)}, not an event, a list of events or None", step)
+            return self._failed(f"step {step.id!r} returned {_named(output)}, not an event, a list of events or None", step.id)
         for event in output:
             if not isinstance(event, Event):
-                return self._failed(f"step {step.id!r} returned a list that holds {_named(event)}, not only events", step)
-        return self._deliver(output, step)
+                return self._failed(f"step {step.id!r} returned a list that holds {_named(event)}, not only events", step.id)
+        return self._deliver(output, step.id)
+
+    def sent(self, step_id: str, event: Event) -> Commands:
+        """The step *step_id*, which goes on, sends *event*."""
+        if self.ended is not None:
+            return []
+        return self._deliver((event,), step_id)
 
     def raised(self, step: StepDefinition, error: BaseException) -> Commands:
         """*step* raised *error*."""
         self.in_flight -= 1
         if self.ended is not None:
             return []
-        return self._failed(f"step {step.id!r} failed: {_message(error)}", step, error)
+        return self._failed(f"step {step.id!r} failed: {message_of(error)}", step.id, error)
 
     def stopped(self, error: WorkflowError) -> Commands:
         """Somebody outside ended the run: its deadline, its owner."""
@@ -96,7 +102,7 @@ class RunState:
         self.ended = Ended(None, "", error)
         return self.ended
 
-    def _deliver(self, events: Sequence[Event], emitter: StepDefinition | None) -> Commands:
+    def _deliver(self, events: Sequence[Event], emitter: str | None) -> Commands:
         for event in events:
             if isinstance(event, StopEvent):
                 return self._finished(event, emitter)
@@ -113,39 +119,35 @@ class RunState:
                     work.append(Work(step, convert(event, wanted)))
                 except Exception as error:  # a validator of the user's may raise anything
                     what = "this input" if event.event_type == START else event.event_type
-                    return self._failed(f"step {step.id!r} cannot take {what}: {_message(error)}", step, error)
+                    return self._failed(f"step {step.id!r} cannot take {what}: {message_of(error)}", step.id, error)
             if self.in_flight + len(work) > self._limit:
                 return self._failed(f"more than {self._limit} steps in flight at once", emitter)
         self.in_flight += len(work)
         if self.in_flight == 0:
-            return self._failed(f"no event is left and no StopEvent came: the last step was {_id(emitter)!r}", emitter)
+            return self._failed(f"no event is left and no StopEvent came: the last step was {emitter!r}", emitter)
         return work
 
-    def _finished(self, event: StopEvent, emitter: StepDefinition | None) -> Ended:
+    def _finished(self, event: StopEvent, emitter: str | None) -> Ended:
         try:
             self.ended = Ended(event, event.data_json, None)
         except Exception as error:  # a serializer of the user's may raise anything
             return self._failed(
-                f"step {_id(emitter)!r} returned a result that is not strict JSON: {_message(error)}", emitter, error
+                f"step {emitter!r} returned a result that is not strict JSON: {message_of(error)}", emitter, error
             )
         return self.ended
 
-    def _failed(self, message: str, step: StepDefinition | None, cause: BaseException | None = None) -> Ended:
-        error = WorkflowError(message, step.id if step is not None else None)
+    def _failed(self, message: str, step_id: str | None, cause: BaseException | None = None) -> Ended:
+        error = WorkflowError(message, step_id)
         error.__cause__ = cause
         self.ended = Ended(None, "", error)
         return self.ended
-
-
-def _id(step: StepDefinition | None) -> str | None:
-    return step.id if step is not None else None
 
 
 def _named(value: object) -> str:
     return type(value).__name__
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return the message alone, as text that UTF-8 can carry; the type's name where there is none."""
     if isinstance(error, pydantic.ValidationError):
         return describe_invalid(error)
