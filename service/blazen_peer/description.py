@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Final
 
 from pydantic.errors import PydanticInvalidForJsonSchema
@@ -12,6 +13,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from blazen_peer.config import ServerSettings
 from blazen_peer.events import Event
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.proto import control_pb2
 from blazen_peer.wire import ENVELOPE_VERSION
 
@@ -20,8 +22,15 @@ __all__ = ["describe"]
 DISTRIBUTION: Final = "blazen-python-peer"
 
 
-def describe(node_id: str, instance_id: str, registry: Registry, settings: ServerSettings) -> control_pb2.DescribeResponse:
-    """Return the description of a peer as it stands now."""
+def describe(
+    node_id: str,
+    instance_id: str,
+    registry: Registry,
+    settings: ServerSettings,
+    workflows: Mapping[str, Workflow] = MappingProxyType({}),
+) -> control_pb2.DescribeResponse:
+    """Return the description of a peer as it stands now; *workflows* are the server's own, before the registry's."""
+    named = {workflow.name: workflow for workflow in registry.workflows()} | dict(workflows)
     return control_pb2.DescribeResponse(
         node_id=node_id,
         version=_version(),
@@ -37,7 +46,7 @@ def describe(node_id: str, instance_id: str, registry: Registry, settings: Serve
         ],
         workflows=[
             control_pb2.Workflow(name=workflow.name, step_ids=[step.id for step in workflow.steps])
-            for workflow in registry.workflows()
+            for _, workflow in sorted(named.items())
         ],
         limits=control_pb2.Limits(
             max_message_bytes=settings.max_message_bytes,

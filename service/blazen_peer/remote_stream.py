@@ -187,6 +187,7 @@ def result_of(response: SubWorkflowResponse, invocation_id: str | None) -> Workf
         raise PeerError("the peer's answer holds neither a result nor an error")
     try:
         refs = {uuid: RemoteRef.of(uuid, known, invocation_id) for uuid, known in response.remote_refs.items()}
-        return WorkflowResult.from_json(response.result_json.decode(), refs)
+        state_json = {key: document.decode() for key, document in response.state_json.items()}
+        return WorkflowResult.from_json(response.result_json.decode(), refs, state_json)
     except (UnicodeDecodeError, ValidationError) as error:
         raise EncodeError(f"the peer's result is not JSON: {error}") from None

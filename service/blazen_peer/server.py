@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -29,6 +29,7 @@ from blazen_peer.runtime.local_refs import epoch_ms
 from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.refs import RefTable
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
+from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
 from blazen_peer.transport.ref_servicer import ref_handlers
@@ -62,6 +63,7 @@ class PeerServer:
         insecure: Allow listening beyond loopback without a token.
         settings: Limits and times.
         registry: Where steps and workflows are looked up; by default the process-wide one.
+        workflows: What this server runs by name beside the registry's workflows, and before one of the same name.
 
     Raises:
         ValidationError: One of them is not usable.
@@ -77,6 +79,7 @@ class PeerServer:
         insecure: bool = False,
         settings: ServerSettings | None = None,
         registry: Registry | None = None,
+        workflows: Iterable[Workflow] = (),
     ) -> None:
         self._node_id = check_node_id(node_id)
         self._tokens = TokenSource.of(token, os.environ)
@@ -88,6 +91,7 @@ class PeerServer:
         self._require_identity, self._insecure = require_identity, insecure
         self._settings = settings or ServerSettings()
         self._registry = registry or DEFAULT_REGISTRY
+        self._workflows = _by_name(workflows)
         self._instance_id = secrets.token_hex(16)
         self._used = False
         self._draining: asyncio.Task[None] | None = None
@@ -174,7 +178,9 @@ class PeerServer:
             RefTable(settings, node_id=self._node_id, clock=time.monotonic, epoch_ms=epoch_ms, new_uuid=uuid4),
             max_message_bytes=settings.max_message_bytes,
         )
-        self._invocations = Invocations(self._node_id, self._registry, settings, self._refs, instance_id=self._instance_id)
+        self._invocations = Invocations(
+            self._node_id, self._registry, settings, self._refs, self._workflows, instance_id=self._instance_id
+        )
         self._health = TraitsHealthServicer(
             PeerTraits(
                 default_timeout_ms=round(settings.default_timeout_secs * 1000),
@@ -204,7 +210,9 @@ class PeerServer:
         gate = GateInterceptor(
             (
                 peer_handlers(self._invocations.invoke, self._node_id),
-                control_handlers(lambda: describe(self._node_id, self._instance_id, self._registry, self._settings)),
+                control_handlers(
+                    lambda: describe(self._node_id, self._instance_id, self._registry, self._settings, self._workflows)
+                ),
                 *run_handlers(self._invocations, self._node_id),
                 *reflection_handlers((PEER_SERVICE, CONTROL_SERVICE, HEALTH_SERVICE)),
                 *ref_handlers(
@@ -252,3 +260,13 @@ class PeerServer:
             await asyncio.sleep(0)  # let the cancelled runs' answers be written
         await self._grpc.stop(None if self._stopped.is_set() else CANCEL_GRACE_SECS / 4)
         self._refs.close()
+
+
+def _by_name(workflows: Iterable[Workflow]) -> dict[str, Workflow]:
+    named: dict[str, Workflow] = {}
+    for workflow in workflows:
+        if not isinstance(workflow, Workflow):
+            raise ValidationError(f"workflows= takes workflows, not {type(workflow).__name__}: builder.build() gives one")
+        if named.setdefault(workflow.name, workflow) is not workflow:
+            raise ValidationError(f"workflows= has two named {workflow.name!r}: choose another name")
+    return named

@@ -1,6 +1,7 @@
 """The runtime: performs what the engine commands, with asyncio tasks and threads; and the registry of steps and workflows."""
 
-from blazen_peer.engine import StepDefinition
+from blazen_peer.engine import Retry, StepDefinition, WorkflowWarning
+from blazen_peer.runtime.composition import RemoteRunner, local_step, parallel, remote_step
 from blazen_peer.runtime.context import Context, RunInfo, current_run
 from blazen_peer.runtime.definition import define_step
 from blazen_peer.runtime.refs import RefLifetime, RemoteRef
@@ -26,6 +27,8 @@ __all__ = [
     "RefLifetime",
     "Registry",
     "RemoteRef",
+    "RemoteRunner",
+    "Retry",
     "Run",
     "RunInfo",
     "StepDefinition",
@@ -34,12 +37,16 @@ __all__ = [
     "Workflow",
     "WorkflowBuilder",
     "WorkflowResult",
+    "WorkflowWarning",
     "current_run",
     "default_threads",
     "define_step",
     "isolated_registry",
+    "local_step",
+    "parallel",
     "register_workflow",
     "registered_steps",
+    "remote_step",
     "step",
     "unregister_step",
     "unregister_workflow",

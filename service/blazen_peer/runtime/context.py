@@ -1,23 +1,32 @@
-"""What a step may know about its run: who called it, its names, and how long it has."""
+"""What a step may know about its run, and do to it: who called it, how long it has, the run's state, events to send."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import Callable, Hashable, MutableMapping
 from concurrent.futures import Future
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from blazen_peer import telemetry
+from blazen_peer.engine import StepDefinition
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import Event
 from blazen_peer.identity import ANONYMOUS, Caller
 from blazen_peer.runtime.local_refs import local_table
+from blazen_peer.runtime.memory import RunMemory
 from blazen_peer.runtime.ref_values import Serializer
 from blazen_peer.runtime.refs import RefLifetime, RemoteRef
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.wire.stream import RESERVED_PREFIX
 
-__all__ = ["Children", "Context", "RunInfo", "current_run"]
+__all__ = ["Children", "Context", "RunInfo", "RunPort", "current_run"]
+
+E = TypeVar("E", bound=Event)
+
+_STEP_LOG = logging.getLogger("blazen_peer.step")
 
 
 def _no_clock() -> float:
@@ -87,17 +96,131 @@ class RunInfo(NamedTuple):
         return None if self.deadline is None else max(0.0, self.deadline - self.clock())
 
 
+class RunPort(Protocol):
+    """What is done to a run from inside its steps. The memory and ``send`` may be used from any thread."""
+
+    @property
+    def memory(self) -> RunMemory:
+        """What the run's steps keep between them."""
+
+    def send(self, step_id: str, event: Event) -> None:
+        """Route *event*, which the step *step_id* sends."""
+
+    async def call_in_thread(self, step: StepDefinition, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Return what ``call(*args)`` gives in a thread, for *step*."""
+
+    def abandon(self, task: asyncio.Task[Any], step: StepDefinition) -> None:
+        """Cancel *task*, which executes *step*, and keep it until it is over."""
+
+
+class _NoRun:
+    """A run that is none, for unit tests of steps: it remembers, and keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.memory = RunMemory()
+        self.sent: list[Event] = []
+
+    def send(self, step_id: str, event: Event) -> None:
+        self.sent.append(event)
+
+    async def call_in_thread(self, step: StepDefinition, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return await asyncio.to_thread(call, *args)
+
+    def abandon(self, task: asyncio.Task[Any], step: StepDefinition) -> None:
+        task.cancel()
+
+
+class _StepLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds the run's names to each record, beside what the call itself adds."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
+        return msg, kwargs
+
+
 class Context:
     """Given to a step that asks for it by a second parameter: ``async def analyze(event: StartEvent, ctx: Context)``.
 
-    ``Context()`` alone makes one for a unit test of a step: an anonymous run without a deadline.
+    ``Context()`` alone makes one for a unit test of a step: an anonymous run without a deadline, with a state of its own, and
+    what the step sends in ``sent_events``. All of it may be used from a plain step's thread as well.
     """
 
-    __slots__ = ("_run", "_step_id")
+    __slots__ = ("_attempt", "_port", "_run", "_step_id")
 
-    def __init__(self, run: RunInfo | None = None, step_id: str = "") -> None:
+    def __init__(self, run: RunInfo | None = None, step_id: str = "", port: RunPort | None = None, attempt: int = 1) -> None:
         self._run = run if run is not None else RunInfo(refs=RunRefs(local_table()))
         self._step_id = step_id
+        self._port: RunPort = port if port is not None else _NoRun()
+        self._attempt = attempt
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what a step of this run set as *key*, or *default*."""
+        return self._port.memory.values.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep *value*, any object, as *key* for the steps of this run; it goes with the run."""
+        self._port.memory.values[key] = value
+
+    def export(self, key: str, value: Any) -> None:
+        """Set *value* as *key*, and send it back with the run's result, as it is now: ``WorkflowResult.state``.
+
+        Args:
+            key: Printable text.
+            value: Any JSON value.
+
+        Raises:
+            ValidationError: It is not strict JSON. Let it pass, and the run fails, naming this step and the key.
+        """
+        self._port.memory.export(key, value)
+
+    def send_event(self, event: Event) -> None:
+        """Route *event* now, while this step goes on, as if the step had returned it; a ``StopEvent`` ends the run.
+
+        Declare it by the step's ``emits=``, so that the workflow's check knows of it. After the run's end nothing happens.
+        """
+        if not isinstance(event, Event):
+            raise ValidationError(f"send_event takes an event, not {type(event).__name__}")
+        self._port.send(self._step_id, event)
+
+    def collect(self, event: E, count: int, *, key: Hashable = None) -> list[E] | None:
+        """Keep *event* until *count* of its type have come to this step, then return these, in the order they came.
+
+        Until then it returns None, which the step returns as well. What was returned is forgotten, so the next *count* make
+        the next list, and no more than *count* events are ever held.
+
+        Args:
+            event: What the step was given.
+            count: How many make a list.
+            key: Collects apart what belongs apart: a batch's number, say.
+
+        Raises:
+            ValidationError: *count* is below 1.
+        """
+        return self._port.memory.gather((self._step_id, event.event_type, key), event, count)
+
+    @property
+    def sent_events(self) -> list[Event]:
+        """What was sent through a ``Context()`` of a unit test; empty in a run."""
+        return list(self._port.sent) if isinstance(self._port, _NoRun) else []
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """The logger ``blazen_peer.step``, whose records have ``run_id``, ``trace_id`` (32 hex digits, or None), ``step_id``,
+        ``workflow_name`` and ``invocation_id``."""
+        run = self._run
+        extra = {
+            "run_id": run.run_id,
+            "trace_id": telemetry.current_trace_id(),
+            "step_id": self._step_id,
+            "workflow_name": run.workflow_name,
+            "invocation_id": run.invocation_id,
+        }
+        return _StepLogger(_STEP_LOG, extra)
+
+    @property
+    def attempt(self) -> int:
+        """Which execution this is of the same event, from 1; more where the step has a ``retry``."""
+        return self._attempt
 
     @property
     def step_id(self) -> str:

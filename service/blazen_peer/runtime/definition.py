@@ -9,10 +9,11 @@ import typing
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from blazen_peer.engine import StepDefinition, check_step_id
+from blazen_peer.engine import Retry, StepDefinition, check_step_id
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import START, STOP, Event, StartEvent, StopEvent, check_event_type
 from blazen_peer.runtime.context import Context
+from blazen_peer.runtime.turns import StepTurns
 
 __all__ = ["EventName", "define_step"]
 
@@ -29,6 +30,9 @@ def define_step(
     *,
     accepts: Iterable[EventName] | None = None,
     emits: Iterable[EventName] | None = None,
+    timeout_secs: float | None = None,
+    retry: Retry | None = None,
+    max_concurrent: int | None = None,
     localns: Mapping[str, Any] | None = None,
 ) -> StepDefinition:
     """Return the definition of the step *step_id* that *handler* performs.
@@ -38,11 +42,14 @@ def define_step(
         handler: A function, async or plain, or an object with ``invoke``; called with the event, or with event and context.
         accepts: The events it takes; None: those of its first parameter's annotation.
         emits: The events it returns; None: those of its return annotation, undeclared where there is none.
+        timeout_secs: How long one execution may take, in seconds; None: as long as the run.
+        retry: When an execution that failed is tried again; None: never.
+        max_concurrent: How many executions may go on at once in this process, whatever runs they belong to; None: any number.
         localns: Names to resolve annotations with, beside the handler's own module's.
 
     Raises:
         ValidationError: The signature is none of these, its annotations cannot be resolved or name no event, or they and
-            *accepts* disagree.
+            *accepts* disagree; or a timeout or a limit is out of its range.
     """
     check_step_id(step_id)
     call, code = _callable_of(step_id, handler)
@@ -75,6 +82,10 @@ def define_step(
         wants_context=wants_context,
         accepted_classes=types.MappingProxyType(classes),
         emitted_classes=emitted_classes,
+        timeout_secs=timeout_secs,
+        retry=retry,
+        max_concurrent=max_concurrent,
+        turns=StepTurns(max_concurrent) if max_concurrent is not None else None,
     )
 
 

@@ -13,8 +13,9 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from blazen_peer import jsontext
@@ -62,6 +63,7 @@ class Invocations:
         registry: Where step ids and workflow names are looked up; nothing else on the wire names code.
         settings: The limits.
         refs: Where the runs' session refs are held.
+        workflows: The server's own workflows by name; they come before the registry's.
         instance_id: This process's own; a repeat that is for another process is refused.
         heartbeat_secs: After how long of nothing a stream says so.
     """
@@ -72,12 +74,13 @@ class Invocations:
         registry: Registry,
         settings: ServerSettings,
         refs: RefServing,
+        workflows: Mapping[str, Workflow] = MappingProxyType({}),
         *,
         instance_id: str = "",
         heartbeat_secs: float = HEARTBEAT_SECS,
     ) -> None:
         self._node_id, self._registry, self._settings = node_id, registry, settings
-        self._refs = refs
+        self._refs, self._workflows = refs, workflows
         self._instance_id, self._heartbeat_secs = instance_id, heartbeat_secs
         self._loop = asyncio.get_running_loop()
         self._table: RunTable[Invocation] = MemoryRunTable(time.monotonic)
@@ -309,7 +312,7 @@ class Invocations:
         if workflow is None:
             if step_ids:
                 workflow = _assembled(name, step_ids, self._registry)
-            elif (workflow := self._registry.workflow(name)) is None:
+            elif (workflow := self._workflows.get(name) or self._registry.workflow(name)) is None:
                 raise UnknownStepError(f"unknown workflow `{name}`")
             self._resolved[key] = workflow
             if len(self._resolved) > _MAX_RESOLVED:
@@ -382,8 +385,9 @@ def _not_found(invocation_id: str) -> InvocationNotFoundError:
 
 
 def _response(run: Run) -> SubWorkflowResponse:
+    state_json = {key: text.encode() for key, text in run.exported.items()}
     if run.result is not None:
         refs = {uuid: ref.descriptor for uuid, ref in run.result.remote_refs.items()}
-        return SubWorkflowResponse(result_json=run.result.data_json.encode(), remote_refs=refs)
+        return SubWorkflowResponse(state_json=state_json, result_json=run.result.data_json.encode(), remote_refs=refs)
     text = str(run.error)
-    return SubWorkflowResponse(error=text if text.startswith(_BARE) else f"workflow error: {text}")
+    return SubWorkflowResponse(state_json=state_json, error=text if text.startswith(_BARE) else f"workflow error: {text}")

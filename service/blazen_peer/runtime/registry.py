@@ -9,9 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from blazen_peer.engine import StepDefinition
+from blazen_peer.engine import Retry, StepDefinition
 from blazen_peer.errors import UnknownStepError, ValidationError
 from blazen_peer.runtime.definition import EventName, define_step
 
@@ -46,30 +47,44 @@ class Registry:
         self._workflows: dict[str, Workflow] = {}
 
     def step(
-        self, step_id: str, *, accepts: Iterable[EventName] | None = None, emits: Iterable[EventName] | None = None
+        self,
+        step_id: str,
+        *,
+        accepts: Iterable[EventName] | None = None,
+        emits: Iterable[EventName] | None = None,
+        timeout_secs: float | None = None,
+        retry: Retry | None = None,
+        max_concurrent: int | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator that registers a function as the step *step_id* and returns the function itself.
 
         Args:
             step_id: The step's name, here and on the wire, such as ``my_app::analyze``.
             accepts: Wire names or classes of the events it takes; None: from the annotation of its first parameter.
-            emits: Likewise for what it returns; None: from its return annotation.
+            emits: Likewise for what it returns or sends; None: from its return annotation.
+            timeout_secs: How long one execution may take, in seconds; None: as long as the run.
+            retry: When an execution that failed is tried again; None: never.
+            max_concurrent: How many executions may go on at once in this process, whatever runs they belong to; None: any
+                number.
 
         Raises:
             ValidationError: The id is another function's, or the signature is not a step's.
         """
-        return self._decorator(step_id, accepts, emits, sys._getframe(1).f_locals)
-
-    def _decorator(
-        self,
-        step_id: str,
-        accepts: Iterable[EventName] | None,
-        emits: Iterable[EventName] | None,
-        localns: dict[str, Any],
-    ) -> Callable[[F], F]:
         # Annotations may name classes that are local to the function around the step: the caller's names resolve them.
+        localns = sys._getframe(1).f_locals
+        define = partial(
+            define_step,
+            step_id,
+            accepts=accepts,
+            emits=emits,
+            timeout_secs=timeout_secs,
+            retry=retry,
+            max_concurrent=max_concurrent,
+            localns=localns,
+        )
+
         def register(function: F) -> F:
-            self.add(define_step(step_id, function, accepts=accepts, emits=emits, localns=localns))
+            self.add(define(function))
             return function
 
         return register
@@ -184,17 +199,7 @@ DEFAULT_REGISTRY: Final = Registry()
 """The registry of this process, which ``@step`` fills and servers serve."""
 
 
-def step(
-    step_id: str, *, accepts: Iterable[EventName] | None = None, emits: Iterable[EventName] | None = None
-) -> Callable[[F], F]:
-    """Register a function as the step *step_id* in the process-wide registry. See :meth:`Registry.step`.
-
-    @step("my_app::analyze")
-    async def analyze(event: StartEvent, ctx: Context) -> Analyzed: ...
-    """
-    return DEFAULT_REGISTRY._decorator(step_id, accepts, emits, sys._getframe(1).f_locals)
-
-
+step = DEFAULT_REGISTRY.step
 unregister_step = DEFAULT_REGISTRY.unregister_step
 registered_steps = DEFAULT_REGISTRY.steps
 register_workflow = DEFAULT_REGISTRY.register_workflow

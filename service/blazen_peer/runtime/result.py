@@ -15,6 +15,7 @@ __all__ = ["WorkflowResult"]
 
 _UNPARSED: Any = object()
 _NO_REFS: Mapping[UUID, RemoteRef] = MappingProxyType({})
+_NO_STATE: Mapping[str, str] = MappingProxyType({})
 
 
 class WorkflowResult:
@@ -24,28 +25,40 @@ class WorkflowResult:
         event: The terminal ``blazen::StopEvent``: of the step's own class for a local run, untyped for a remote one.
         data_json: Its payload as compact JSON text: what crosses the wire.
         remote_refs: The session refs that the run left, by uuid, in the order in which they were put.
+        state_json: What its steps exported: JSON text by key.
         total_input_tokens, total_output_tokens, total_cost_usd: Always 0: they do not travel between peers.
     """
 
-    __slots__ = ("_parsed", "data_json", "event", "remote_refs")
+    __slots__ = ("_parsed", "data_json", "event", "remote_refs", "state_json")
 
     total_input_tokens: int = 0
     total_output_tokens: int = 0
     total_cost_usd: float = 0.0
 
-    def __init__(self, event: StopEvent, data_json: str, remote_refs: Mapping[UUID, RemoteRef] = _NO_REFS) -> None:
-        self.event, self.data_json, self.remote_refs = event, data_json, remote_refs
+    def __init__(
+        self,
+        event: StopEvent,
+        data_json: str,
+        remote_refs: Mapping[UUID, RemoteRef] = _NO_REFS,
+        state_json: Mapping[str, str] = _NO_STATE,
+    ) -> None:
+        self.event, self.data_json, self.remote_refs, self.state_json = event, data_json, remote_refs, state_json
         self._parsed = _UNPARSED
 
     @classmethod
-    def from_json(cls, text: str, remote_refs: Mapping[UUID, RemoteRef] = _NO_REFS) -> WorkflowResult:
-        """Return the result whose payload's JSON text a peer answered.
+    def from_json(
+        cls,
+        text: str,
+        remote_refs: Mapping[UUID, RemoteRef] = _NO_REFS,
+        state_json: Mapping[str, str] = _NO_STATE,
+    ) -> WorkflowResult:
+        """Return the result whose payload's JSON text, and what beside it was exported, a peer answered.
 
         Raises:
-            ValidationError: It is not strict JSON.
+            ValidationError: The payload is not strict JSON. (What was exported is read when ``state`` is.)
         """
         payload = jsontext.parse(text)
-        result = cls(StopEvent(result=payload), text, remote_refs)
+        result = cls(StopEvent(result=payload), text, remote_refs, state_json)
         result._parsed = payload
         return result
 
@@ -56,8 +69,17 @@ class WorkflowResult:
             self._parsed = jsontext.parse(self.data_json)
         return self._parsed
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the run's steps exported, parsed: a new dict each time.
+
+        Raises:
+            ValidationError: A peer, not one of ours, answered what is not strict JSON.
+        """
+        return {key: jsontext.parse(text) for key, text in self.state_json.items()}
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, WorkflowResult) and self.data_json == other.data_json
+        return isinstance(other, WorkflowResult) and self.data_json == other.data_json and self.state_json == other.state_json
 
     __hash__ = None  # type: ignore[assignment]
 

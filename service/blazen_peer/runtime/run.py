@@ -7,9 +7,10 @@ belongs to whoever started it: a caller that stops waiting does not end it, and 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
+import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -18,6 +19,8 @@ from blazen_peer.engine import Commands, Ended, RoutingTable, RunState, StepDefi
 from blazen_peer.errors import WorkflowError
 from blazen_peer.events import Event
 from blazen_peer.runtime.context import Context, RunInfo, enter_run
+from blazen_peer.runtime.execution import execute
+from blazen_peer.runtime.memory import RunMemory
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.runtime.threads import StepThreads
 
@@ -27,6 +30,7 @@ SLICE_SECS = 0.01  # steps that never wait give the loop a turn this often, so t
 CHASE_SECS = (1.0, 5.0, 30.0)  # after these, steps that outlive their run are named in the log and cancelled again; then left
 
 _LOG = logging.getLogger(__name__)
+_MEMORY_LOCK = threading.Lock()  # two threads of one run may ask first at once
 _ALIVE: set[Run] = set()  # asyncio holds tasks weakly; here their runs are held until the last task is over
 
 
@@ -49,6 +53,7 @@ class Run:
     __slots__ = (
         "_in_threads",
         "_loop",
+        "_memory",
         "_on_end",
         "_outcome",
         "_recording",
@@ -81,8 +86,9 @@ class Run:
         self._outcome: asyncio.Future[WorkflowResult] | None = None
         self._threads = threads
         self._recording = False
+        self._memory: RunMemory | None = None
         self._state = RunState(table)
-        self._tasks: dict[asyncio.Task[None], _Place] = {}
+        self._tasks: dict[asyncio.Task[Any], _Place] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timeout_secs = timeout_secs
         self._waiters: list[asyncio.Future[None]] = []
@@ -140,6 +146,70 @@ class Run:
         return None if self._state.ended is None else self._state.ended.error
 
     @property
+    def memory(self) -> RunMemory:
+        """What its steps keep between them."""
+        memory = self._memory
+        if memory is None:  # only when a step asks: most runs keep nothing
+            with _MEMORY_LOCK:
+                memory = self._memory
+                if memory is None:
+                    memory = self._memory = RunMemory()
+        return memory
+
+    @property
+    def exported(self) -> dict[str, str]:
+        """What its steps exported so far: JSON text by key. A copy."""
+        return {} if self._memory is None else self._memory.exported.copy()
+
+    def send(self, step_id: str, event: Event) -> None:
+        """Route *event*, which the step *step_id* sends while it goes on. Callable from any thread."""
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            self._send(step_id, event)  # at once: the step may return with nothing else in flight
+            return
+        with suppress(RuntimeError):  # the loop is closed, so the run is over
+            self._loop.call_soon_threadsafe(self._send, step_id, event)
+
+    def _send(self, step_id: str, event: Event) -> None:
+        commands = self._state.sent(step_id, event)
+        if isinstance(commands, Ended):
+            self._settle(commands, spared=None)  # the sender is in flight as the others are
+            return
+        for work in commands:
+            self._begin(work)
+
+    async def call_in_thread(self, step: StepDefinition, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Return what ``call(*args)`` gives in a thread, for *step*; the run knows of it until it has returned."""
+        future = self._threads.run(call, *args, left=self._left)
+        self._in_threads[future] = step
+        try:
+            return await future
+        finally:
+            if not future.cancelled():  # otherwise the function goes on: nothing can interrupt it
+                del self._in_threads[future]
+
+    def _left(self, future: asyncio.Future[Any]) -> None:
+        """A function whose step was cancelled has returned, or will never be called."""
+        del self._in_threads[future]
+        self._rest()
+
+    def abandon(self, task: asyncio.Task[Any], step: StepDefinition) -> None:
+        """Cancel *task*, which executes *step* and which nobody waits for any more, and keep it until it is over."""
+        place = _Place()
+        place.step = step
+        self._tasks[task] = place
+        task.add_done_callback(self._abandoned_over)
+        task.cancel()
+
+    def _abandoned_over(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            task.exception()  # nobody asks for it: no warning then
+        self._gone(task)
+
+    @property
     def running_step_ids(self) -> tuple[str, ...]:
         """The steps that are executing, after the end of the run as well, plain functions in threads included; sorted."""
         in_tasks = [place.step.id for place in self._tasks.values() if place.step is not None]
@@ -193,10 +263,12 @@ class Run:
                     turn = monotonic() + SLICE_SECS
                 if recording:
                     output = await self._traced(step, event)
-                elif step.is_async:
-                    output = await (step.handler(event, Context(info, step.id)) if step.wants_context else step.handler(event))
+                elif step.plain:
+                    output = await (
+                        step.handler(event, Context(info, step.id, self)) if step.wants_context else step.handler(event)
+                    )
                 else:
-                    output = await self._in_thread(step, event)
+                    output = await execute(step, event, info, self)
             except (asyncio.CancelledError, KeyboardInterrupt) as error:
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError):
@@ -218,43 +290,26 @@ class Run:
     async def _traced(self, step: StepDefinition, event: Event) -> Any:
         with telemetry.step_span(step.id, event.event_type):
             try:
-                if step.is_async:
-                    return await (
-                        step.handler(event, Context(self.info, step.id)) if step.wants_context else step.handler(event)
-                    )
-                return await self._in_thread(step, event)
+                return await execute(step, event, self.info, self)
             except asyncio.CancelledError:
                 if self._state.ended is None:
                     raise
                 return None  # cancelled by the end of its run: not a failed step
 
-    async def _in_thread(self, step: StepDefinition, event: Event) -> Any:
-        args = (event, Context(self.info, step.id)) if step.wants_context else (event,)
-        future = self._threads.run(step.handler, *args, left=self._left)
-        self._in_threads[future] = step
-        try:
-            output = await future
-        finally:
-            if not future.cancelled():  # otherwise the function goes on: nothing can interrupt it
-                del self._in_threads[future]
-        return await output if inspect.isawaitable(output) else output
-
-    def _left(self, future: asyncio.Future[Any]) -> None:
-        """A function whose step was cancelled has returned, or will never be called."""
-        del self._in_threads[future]
-        self._rest()
-
     def _follow(self, commands: Commands) -> Work | None:
         """Perform *commands*: settle the end, or start tasks for all work but the first, which is returned."""
         if isinstance(commands, Ended):
-            self._settle(commands)
+            self._settle(commands, asyncio.current_task(self._loop))
             return None
         if not commands:
             return None
         for work in commands[1:]:
-            place = _Place()
-            self._spawn(self._work(work, place), place)
+            self._begin(work)
         return commands[0]
+
+    def _begin(self, work: Work) -> None:
+        place = _Place()
+        self._spawn(self._work(work, place), place)
 
     def _spawn(self, work: Coroutine[Any, Any, None], place: _Place) -> None:
         task = self._loop.create_task(work)
@@ -271,10 +326,10 @@ class Run:
     def _stop(self, why: str) -> None:
         commands = self._state.stopped(WorkflowError(why))
         if isinstance(commands, Ended):
-            self._settle(commands)
+            self._settle(commands, asyncio.current_task(self._loop))
 
-    def _settle(self, ended: Ended) -> None:
-        """Give the outcome at once, then cancel what is in flight."""
+    def _settle(self, ended: Ended, spared: asyncio.Task[Any] | None) -> None:
+        """Give the outcome at once, then cancel what is in flight but *spared*, which is ending by itself."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -283,6 +338,8 @@ class Run:
             self._result = WorkflowResult(ended.event, ended.data_json)
             if refs:
                 self._result.remote_refs = {ref.uuid: ref for ref in refs}
+            if self._memory is not None:
+                self._result.state_json = self.exported
         if self._outcome is not None and not self._outcome.done():
             self._tell(self._outcome, ended)
         if self.info.children is not None:
@@ -292,8 +349,7 @@ class Run:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        current = asyncio.current_task(self._loop)
-        others = [task for task in self._tasks if task is not current]
+        others = [task for task in self._tasks if task is not spared]
         for task in others:
             task.cancel()
         if others:
@@ -322,7 +378,6 @@ class Run:
         self._timer = self._loop.call_later(CHASE_SECS[times], self._chase, times) if times < len(CHASE_SECS) else None
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
         error = None if task.cancelled() else task.exception()
         if self._state.ended is None:
             if task.cancelled():
@@ -330,6 +385,10 @@ class Run:
             elif error is not None:  # not a step's: those are caught where they are raised
                 _LOG.error("run %s of %s broke", self.info.run_id, self.info.workflow_name, exc_info=error)
                 self._stop(f"the run broke: {type(error).__name__}")
+        self._gone(task)
+
+    def _gone(self, task: asyncio.Task[Any]) -> None:
+        del self._tasks[task]
         if not self._tasks:
             _ALIVE.discard(self)
             if self._timer is not None:

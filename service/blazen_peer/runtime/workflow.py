@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from blazen_peer import telemetry
-from blazen_peer.engine import RoutingTable, StepDefinition
+from blazen_peer.engine import Retry, RoutingTable, StepDefinition, WorkflowWarning, check_graph
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import START, Event, StartEvent
 from blazen_peer.identity import ANONYMOUS, Caller
@@ -22,7 +24,7 @@ from blazen_peer.runtime.run import Run
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.runtime.threads import StepThreads, default_threads
 
-__all__ = ["DEFAULT_TIMEOUT_SECS", "StepHandler", "Workflow", "WorkflowBuilder"]
+__all__ = ["DEFAULT_TIMEOUT_SECS", "StepHandler", "StepLike", "Workflow", "WorkflowBuilder", "definition_of"]
 
 DEFAULT_TIMEOUT_SECS = 300.0  # the same as a server's
 
@@ -47,16 +49,20 @@ class Workflow:
         registry: Where ids and functions are looked up; by default the process-wide one.
 
     Raises:
-        ValidationError: No steps, a step twice, or none that accepts ``blazen::StartEvent``.
+        ValidationError: No steps, a step twice, or none that accepts ``blazen::StartEvent``; or the classes that its steps
+            accept and emit say that a run could not go well: a step that no event can reach, an event that no step accepts
+            or emits, no way to a ``StopEvent``. Where only the names of dynamic events say so, it warns
+            (``WorkflowWarning``).
         UnknownStepError: An id that is not registered.
     """
 
     __slots__ = ("_table", "_threads", "name")
 
     def __init__(self, name: str, steps: Iterable[StepLike], *, registry: Registry = DEFAULT_REGISTRY) -> None:
-        self._assemble(name, [_definition(item, registry) for item in steps])
+        self._assemble(name, [definition_of(item, registry) for item in steps])
         if not self._table.can_start:
             raise ValidationError(f"workflow {name!r} has no step that accepts {START}")
+        self._check()
 
     @classmethod
     def from_step_ids(cls, name: str, step_ids: Iterable[str], registry: Registry = DEFAULT_REGISTRY) -> Workflow:
@@ -79,6 +85,13 @@ class Workflow:
         self._table = RoutingTable(steps)
         self._threads: StepThreads = default_threads()
 
+    def _check(self) -> None:
+        problems = check_graph(self.steps)
+        if certain := [problem.message for problem in problems if problem.certain]:
+            raise ValidationError(f"workflow {self.name!r}: {'; '.join(certain)}")
+        for problem in problems:
+            warnings.warn(f"workflow {self.name!r}: {problem.message}", WorkflowWarning, stacklevel=_stack_level())
+
     @property
     def steps(self) -> tuple[StepDefinition, ...]:
         """Its steps, in the order given."""
@@ -87,21 +100,48 @@ class Workflow:
     async def run(self, input: Any = None, *, timeout_secs: float | None = None) -> WorkflowResult:
         """Run once and return the result. Cancelling the task that awaits this cancels the run.
 
+        Inside a step it is a child of that step's run: it has the same caller, and at most the time that its parent has left.
+
         Args:
             input: Any JSON value, which becomes the ``data`` of a ``StartEvent``; or a start event.
-            timeout_secs: How long the run may take; None: ``DEFAULT_TIMEOUT_SECS``; ``math.inf``: for ever; 0: only what
-                finishes without waiting succeeds.
+            timeout_secs: How long the run may take; None: ``DEFAULT_TIMEOUT_SECS``, or as long as its parent; ``math.inf``:
+                for ever; 0: only what finishes without waiting succeeds.
 
         Raises:
             WorkflowError: The run failed, timed out or was cancelled.
             ValidationError: A timeout below 0.
         """
-        run = self.start(input, timeout_secs=DEFAULT_TIMEOUT_SECS if timeout_secs is None else timeout_secs)
+        parent = current_run()
+        if parent is not None:
+            run = self._start_child(input, timeout_secs, parent)
+        else:
+            run = self.start(input, timeout_secs=DEFAULT_TIMEOUT_SECS if timeout_secs is None else timeout_secs)
         try:
             return await run.wait()
         except asyncio.CancelledError:
             run.cancel()
             raise
+
+    def _start_child(self, input: Any, timeout_secs: float | None, parent: RunInfo) -> Run:
+        clock = asyncio.get_running_loop().time
+        deadline = parent.deadline
+        if deadline is not None:
+            if parent.clock != clock:  # a loop of its own, in the thread of a plain step
+                deadline = clock() + (parent.time_left_secs or 0.0)
+            # Later than the parent's by next to nothing: at one and the same time the parent's end comes first.
+            deadline = math.nextafter(deadline, math.inf)
+        if timeout_secs is not None and not (deadline is not None and clock() + timeout_secs >= deadline):
+            deadline = None
+        else:
+            timeout_secs = None
+        return self.start(
+            input,
+            caller=parent.caller,
+            invocation_id=parent.invocation_id,
+            node_id=parent.node_id,
+            timeout_secs=timeout_secs,
+            deadline=deadline,
+        )
 
     def start(
         self,
@@ -189,19 +229,45 @@ class WorkflowBuilder:
         accepts: Iterable[EventName] | None,
         emits: Iterable[EventName] | None,
         handler: Callable[..., Any] | StepHandler,
+        *,
+        timeout_secs: float | None = None,
+        retry: Retry | None = None,
+        max_concurrent: int | None = None,
     ) -> WorkflowBuilder:
         """Add the step *name*; return this builder.
 
         Args:
             name: The step's id in this workflow.
             accepts: Wire names or classes of the events it takes; None: from the handler's annotations.
-            emits: Likewise for what it returns.
+            emits: Likewise for what it returns or sends.
             handler: A function, async or plain, or an object with ``invoke``; called with the event, or event and context.
+            timeout_secs: How long one execution may take, in seconds; None: as long as the run.
+            retry: When an execution that failed is tried again; None: never.
+            max_concurrent: How many executions may go on at once, over all runs of the workflow; None: any number.
 
         Raises:
             ValidationError: The handler's signature is not a step's.
         """
-        self._steps.append(define_step(name, handler, accepts=accepts, emits=emits))
+        self._steps.append(
+            define_step(
+                name,
+                handler,
+                accepts=accepts,
+                emits=emits,
+                timeout_secs=timeout_secs,
+                retry=retry,
+                max_concurrent=max_concurrent,
+            )
+        )
+        return self
+
+    def add(self, step: StepLike) -> WorkflowBuilder:
+        """Add a step that there is: a definition, such as ``remote_step`` makes, a decorated function, or an id.
+
+        Raises:
+            ValidationError, UnknownStepError: As for :class:`Workflow`.
+        """
+        self._steps.append(definition_of(step, DEFAULT_REGISTRY))
         return self
 
     def build(self) -> Workflow:
@@ -218,9 +284,23 @@ def _local_refs() -> RunRefs:
     return parent.refs.child() if parent is not None and parent.refs is not None else RunRefs(LOCAL_REFS)
 
 
-def _definition(item: StepLike, registry: Registry) -> StepDefinition:
+def definition_of(item: StepLike, registry: Registry) -> StepDefinition:
+    """Return the step that *item* is: itself, by its id, or the one that the function is registered as.
+
+    Raises:
+        UnknownStepError: The id is not registered.
+        ValidationError: The function is no step, or several.
+    """
     if isinstance(item, StepDefinition):
         return item
     if isinstance(item, str):
         return registry.resolve((item,))[0]
     return registry.definition_of(item)
+
+
+def _stack_level() -> int:
+    """Return how far up from the caller of this is the code that builds the workflow: a warning names its line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals is globals():
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,4 +1,4 @@
-"""The pages on steps and events, and on session refs: their code runs as it stands there."""
+"""The pages on steps and events, on remote calls and on session refs: their code runs as it stands there."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from blazen_peer.runtime import isolated_registry
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-@pytest.mark.parametrize(("page", "count"), [("steps-and-events.md", 6), ("session-refs.md", 3)])
-def test_snippets(monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
+@pytest.mark.parametrize(("page", "least"), [("steps-and-events.md", 9), ("remote-calls.md", 3), ("session-refs.md", 3)])
+def test_snippets(monkeypatch: pytest.MonkeyPatch, page: str, least: int) -> None:
     """Each block of Python runs, in order, in one module; what it asserts is so."""
     module = types.ModuleType("my_docs")
     monkeypatch.setitem(sys.modules, "my_docs", module)
     text = (DOCS / page).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    assert len(blocks) >= count
+    assert len(blocks) >= least
     with isolated_registry():
         for block in blocks:
             before = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback has the page's own lines

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from blazen_peer.errors import WorkflowError
 from blazen_peer.events import START, STOP, Event, StartEvent, StopEvent
 from blazen_peer.identity import Caller
-from blazen_peer.runtime import Context, Run, Workflow, WorkflowBuilder, current_run
+from blazen_peer.runtime import Context, Run, Workflow, WorkflowBuilder, current_run, define_step
 from blazen_peer.runtime import run as run_module
 
 
@@ -25,11 +26,10 @@ class N(Event, event_type="demo::N"):
 
 
 def flow(*handlers: tuple[str, Callable[..., Any]]) -> Workflow:
-    """Build a workflow of handlers by the event that each accepts; their names are step-0, step-1, ..."""
-    builder = WorkflowBuilder("w")
-    for number, (accepts, handler) in enumerate(handlers):
-        builder.step(f"step-{number}", [accepts], None, handler)
-    return builder.build()
+    """Build a workflow of handlers by the event that each accepts; their names are step-0, step-1, ... What they emit is left
+    undeclared, so that those that never end well can be built."""
+    steps = [define_step(f"step-{number}", handler, accepts=[accepts]) for number, (accepts, handler) in enumerate(handlers)]
+    return Workflow("w", [replace(step, emits=None) for step in steps])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -545,7 +545,7 @@ import asyncio, threading
 from blazen_peer.errors import WorkflowError
 from blazen_peer.runtime import WorkflowBuilder
 def stuck(event): threading.Event().wait()
-workflow = WorkflowBuilder("w").step("s", ["blazen::StartEvent"], [], stuck).build()
+workflow = WorkflowBuilder("w").step("s", ["blazen::StartEvent"], ["blazen::StopEvent"], stuck).build()
 try: asyncio.run(workflow.run(None, timeout_secs=0.05))
 except WorkflowError as error: print(error)
 """

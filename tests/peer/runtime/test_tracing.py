@@ -92,7 +92,7 @@ async def test_failure(exported: InMemorySpanExporter) -> None:
         raise ValueError(CANARY)
 
     with pytest.raises(WorkflowError):
-        await WorkflowBuilder("w").step("s", [START], [], broken).build().run(CANARY)
+        await WorkflowBuilder("w").step("s", [START], [STOP], broken).build().run(CANARY)
     found = await spans(exported, 2)
     assert (found["blazen.step s"].attributes or {})["error.type"] == "ValueError"
     assert (found["blazen.run w"].attributes or {})["error.type"] == "WorkflowError"
@@ -126,7 +126,7 @@ async def test_timeout(exported: InMemorySpanExporter) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(WorkflowError):
-        await WorkflowBuilder("w").step("s", [START], [], slow).build().run(None, timeout_secs=0.01)
+        await WorkflowBuilder("w").step("s", [START], [STOP], slow).build().run(None, timeout_secs=0.01)
     found = await spans(exported, 2)
     assert found["blazen.run w"].status.status_code is StatusCode.ERROR
     assert found["blazen.step s"].status.status_code is StatusCode.UNSET

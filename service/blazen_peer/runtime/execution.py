@@ -1,0 +1,86 @@
+"""One step's execution with one event: in a thread where it is plain, within its timeout, its retries and its turns."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from random import random
+from typing import Any
+
+from blazen_peer.engine import StepDefinition
+from blazen_peer.events import Event
+from blazen_peer.runtime.context import Context, RunInfo, RunPort
+from blazen_peer.runtime.turns import Turn
+
+__all__ = ["execute"]
+
+_LOG = logging.getLogger(__name__)
+
+
+async def execute(step: StepDefinition, event: Event, info: RunInfo, port: RunPort) -> Any:
+    """Return what *step* makes of *event*, or raise what its last execution raised.
+
+    Waiting for a turn, or between two executions, takes of the run's time, not of the step's own.
+
+    Raises:
+        TimeoutError: An execution was over the step's ``timeout_secs``.
+    """
+    failures = 0
+    while True:
+        try:
+            return await _once(step, event, Context(info, step.id, port, failures + 1), port)
+        except Exception as error:
+            failures += 1
+            if step.retry is None:
+                raise
+            wait_secs = step.retry.wait_secs(error, failures, chance=random(), time_left_secs=info.time_left_secs)  # noqa: S311
+            if wait_secs is None:
+                raise
+            _LOG.info(
+                "step %s of run %s failed with %s: execution %d begins in %.3f s",
+                step.id,
+                info.run_id,
+                type(error).__name__,
+                failures + 1,
+                wait_secs,
+            )
+        await asyncio.sleep(wait_secs)
+
+
+async def _once(step: StepDefinition, event: Event, context: Context, port: RunPort) -> Any:
+    turn: Turn | None = await step.turns.take() if step.turns is not None else None
+    try:
+        if step.timeout_secs is None:
+            return await _called(step, event, context, port, turn)
+        try:
+            async with asyncio.timeout(step.timeout_secs) as timeout:
+                return await _called(step, event, context, port, turn)
+        except TimeoutError as error:
+            if timeout.expired():  # else it is the step's own
+                raise TimeoutError(f"timed out after {step.timeout_secs:.10g}s") from error
+            raise
+    finally:
+        if turn is not None:
+            turn.leave()
+
+
+async def _called(step: StepDefinition, event: Event, context: Context, port: RunPort, turn: Turn | None) -> Any:
+    args = (event, context) if step.wants_context else (event,)
+    if step.is_async:
+        return await step.handler(*args)
+    if turn is None:
+        output = await port.call_in_thread(step, step.handler, args)
+    else:
+        output = await port.call_in_thread(step, _in_turn, (turn, step, args))
+    return await output if inspect.isawaitable(output) else output
+
+
+def _in_turn(turn: Turn, step: StepDefinition, args: tuple[Any, ...]) -> Any:
+    """Call the handler in its thread, which keeps the turn until it returns."""
+    if not turn.enter_thread():
+        return None  # nobody waits for it
+    try:
+        return step.handler(*args)
+    finally:
+        turn.leave_thread()
