@@ -9,6 +9,7 @@ import pytest
 
 from blazen_peer.errors import RefNotFoundError, ValidationError, WorkflowError
 from blazen_peer.events import Event, StartEvent, StopEvent
+from blazen_peer.identity import ANONYMOUS
 from blazen_peer.runtime import Context, RemoteRef, Workflow, WorkflowBuilder
 from blazen_peer.runtime.context import RunInfo
 from blazen_peer.runtime.local_refs import LOCAL_REFS
@@ -59,6 +60,8 @@ async def test_a_run(lifetime: str, stays: bool) -> None:
     result = await flow(put).run()
     assert dict(result.remote_refs) == ({made[0].uuid: made[0]} if stays else {})
     assert await there(made[0]) is stays
+    if stays:
+        assert LOCAL_REFS.seconds_left(LOCAL_REFS.use(made[0].uuid, ANONYMOUS)) is None, "no caller elsewhere can die"
     assert [await drop(made[0]), await drop(made[0])] == [stays, False]
     assert len(LOCAL_REFS) == before
 

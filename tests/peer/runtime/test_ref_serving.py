@@ -92,6 +92,22 @@ async def test_release_does_not_cut_a_reading_short(serving: RefServing) -> None
     assert [chunk async for chunk in reading][-1] == ChunksEnd(1000, hashlib.sha256(b"x" * 1000).digest())
 
 
+async def test_reading_renews() -> None:
+    """A reading that takes longer than the lease keeps the value: each chunk begins the lease anew."""
+    now = 0.0
+    table = RefTable(ServerSettings(), clock=lambda: now, epoch_ms=lambda: 0, new_uuid=uuid4)
+    serving = RefServing(table, max_message_bytes=1000, chunk_bytes=10)
+    ref = held(serving, b"x" * 50, lease_secs=60)
+    async for _ in serving.chunks(ref.uuid, ALICE):
+        table.expire()
+        assert len(table) == 1
+        now += 59
+    now += 2
+    table.expire()
+    assert len(table) == 0
+    serving.close()
+
+
 async def test_over_the_message_limit(serving: RefServing) -> None:
     """Exactly the limit goes in one message; a byte more is refused, with what to do, before it all is in memory."""
     assert len(await read(serving, held(serving, b"x" * 1000).uuid)) == 1000

@@ -304,6 +304,15 @@ def over_bytes(run: RunRefs, table: RefTable) -> None:
     put(run, b"x" * 51)
 
 
+def test_unserializable_that_stays(table: RefTable) -> None:
+    """What is to be dropped outlives the run for later runs of its caller, and is not listed all the same."""
+    thing, run = object(), served(table)
+    ref = put(run, thing, lifetime="explicit_drop")
+    assert run.finish(succeeded=True) == ()
+    assert served(table).value(ref.uuid) is thing
+    assert served(table).drop(ref.uuid) is True
+
+
 OVER = [
     pytest.param(over_run_count, "this run holds 3 session refs, as many as may be", id="run-count"),
     pytest.param(over_run_bytes, "this run's session refs would be over 100 bytes together", id="run-bytes"),
