@@ -26,6 +26,7 @@ __all__ = [
     "extract",
     "inject",
     "mark_failed",
+    "note_attempt",
     "run_span",
     "served_span",
     "step_span",
@@ -39,6 +40,7 @@ COMMAND_SPAN = "blazen-peer"  # followed by the command
 WORKFLOW_NAME = "blazen.workflow.name"
 RUN_ID = "blazen.run.id"
 STEP_ID = "blazen.step.id"
+STEP_ATTEMPTS = "blazen.step.attempts"  # executions; said where there were more than one
 EVENT_TYPE = "blazen.event.type"
 NODE_ID = "blazen.node.id"
 CLIENT_NODE_ID = "blazen.client.node.id"
@@ -113,6 +115,11 @@ def step_span(step_id: str, event_type: str) -> AbstractContextManager[Span]:
     if not trace.get_current_span().is_recording():
         return _OFF
     return _span(f"{STEP_SPAN} {step_id}", SpanKind.INTERNAL, {STEP_ID: step_id, EVENT_TYPE: event_type}, None)
+
+
+def note_attempt(attempt: int) -> None:
+    """Say on the step's span that its execution number *attempt* begins."""
+    trace.get_current_span().set_attribute(STEP_ATTEMPTS, attempt)
 
 
 def call_span(service: str, method: str) -> AbstractContextManager[Span]:

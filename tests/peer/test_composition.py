@@ -119,6 +119,35 @@ async def test_peers_in_parallel(serve: Serve, connect: Connect, counting: Regis
     assert (await Workflow("first", [race]).run({"text": "a"})).result == {"words": 1}
 
 
+async def test_lost_race_on_a_peer(serve: Serve, connect: Connect, counting: Registry) -> None:
+    """A remote run that lost its race is cancelled on its peer, which had its parent's time at most."""
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+    left: list[float | None] = []
+
+    @counting.step("slow")
+    async def slow(event: StartEvent, ctx: Context) -> StopEvent:
+        left.append(ctx.time_left_secs)
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return StopEvent()
+
+    async def quick(event: StartEvent) -> StopEvent:
+        await begun.wait()
+        return StopEvent(result="quick")
+
+    client = await connect(await serve())
+    here = WorkflowBuilder("here").step("quick", None, None, quick).build()
+    race = parallel([remote_step(client, "there", ["slow"], timeout_secs=500), local_step(here)], mode="first")
+    async with asyncio.timeout(10):
+        assert (await Workflow("w", [race]).run(None, timeout_secs=50)).result == "quick"
+        await cancelled.wait()
+    assert left[0] is not None
+    assert 0 < left[0] <= 50
+
+
 async def test_peer_that_is_gone(serve: Serve, connect: Connect, counting: Registry) -> None:
     """The first success does without a peer that is gone; its error is the cause where nobody else succeeds."""
     gone = await connect(server := await serve("node-c"))

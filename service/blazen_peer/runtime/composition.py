@@ -170,10 +170,10 @@ def _common(branches: Sequence[StepDefinition]) -> list[EventName]:
 
 async def _branch(step: StepDefinition, event: Event, ctx: Context) -> Event:
     wanted = step.accepted_classes.get(event.event_type)
-    with telemetry.step_span(step.id, event.event_type):
+    with telemetry.step_span(step.id, event.event_type) as span:
         try:
             given = event if wanted is None else convert(event, wanted)
-            output = await execute(step, given, ctx._run, ctx._port)
+            output = await execute(step, given, ctx._run, ctx._port, recorded=span.is_recording())
         except SystemExit as error:  # out of a task of its own it would end the process
             raise WorkflowError(message_of(error), step.id) from error
     if not isinstance(output, Event):

@@ -8,6 +8,7 @@ import logging
 from random import random
 from typing import Any
 
+from blazen_peer import telemetry
 from blazen_peer.engine import StepDefinition
 from blazen_peer.events import Event
 from blazen_peer.runtime.context import Context, RunInfo, RunPort
@@ -18,8 +19,8 @@ __all__ = ["execute"]
 _LOG = logging.getLogger(__name__)
 
 
-async def execute(step: StepDefinition, event: Event, info: RunInfo, port: RunPort) -> Any:
-    """Return what *step* makes of *event*, or raise what its last execution raised.
+async def execute(step: StepDefinition, event: Event, info: RunInfo, port: RunPort, *, recorded: bool = False) -> Any:
+    """Return what *step* makes of *event*, or raise what its last execution raised. *recorded*: the current span is the step's.
 
     Waiting for a turn, or between two executions, takes of the run's time, not of the step's own.
 
@@ -46,6 +47,8 @@ async def execute(step: StepDefinition, event: Event, info: RunInfo, port: RunPo
                 wait_secs,
             )
         await asyncio.sleep(wait_secs)
+        if recorded:
+            telemetry.note_attempt(failures + 1)
 
 
 async def _once(step: StepDefinition, event: Event, context: Context, port: RunPort) -> Any:

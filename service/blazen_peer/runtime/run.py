@@ -290,7 +290,7 @@ class Run:
     async def _traced(self, step: StepDefinition, event: Event) -> Any:
         with telemetry.step_span(step.id, event.event_type):
             try:
-                return await execute(step, event, self.info, self)
+                return await execute(step, event, self.info, self, recorded=True)
             except asyncio.CancelledError:
                 if self._state.ended is None:
                     raise

@@ -16,7 +16,7 @@ from blazen_peer import telemetry
 from blazen_peer.errors import WorkflowError
 from blazen_peer.events import START, STOP, Event, StopEvent
 from blazen_peer.identity import Caller
-from blazen_peer.runtime import WorkflowBuilder
+from blazen_peer.runtime import Context, Retry, WorkflowBuilder, local_step, parallel
 
 CANARY = "canary-in-a-payload"
 
@@ -130,6 +130,56 @@ async def test_timeout(exported: InMemorySpanExporter) -> None:
     found = await spans(exported, 2)
     assert found["blazen.run w"].status.status_code is StatusCode.ERROR
     assert found["blazen.step s"].status.status_code is StatusCode.UNSET
+
+
+async def test_children_share_the_trace(exported: InMemorySpanExporter) -> None:
+    """A child's run is in its step's span, and each branch of a parallel step has a span of its own there."""
+
+    async def last(event: Event) -> Event:
+        return StopEvent()
+
+    child = WorkflowBuilder("child").step("last", [START], [STOP], last).build()
+    steps = [local_step(child, step_id="left"), local_step(child, step_id="right")]
+    await WorkflowBuilder("parent").add(parallel(steps, step_id="both")).build().run(None)
+    await spans(exported, 8)
+    parents = {span.context.span_id: span.name for span in exported.get_finished_spans() if span.context}
+    tree = sorted(
+        (span.name, parents.get(span.parent.span_id) if span.parent else None) for span in exported.get_finished_spans()
+    )
+    assert tree == [
+        ("blazen.run child", "blazen.step left"),
+        ("blazen.run child", "blazen.step right"),
+        ("blazen.run parent", None),
+        ("blazen.step both", "blazen.run parent"),
+        ("blazen.step last", "blazen.run child"),
+        ("blazen.step last", "blazen.run child"),
+        ("blazen.step left", "blazen.step both"),
+        ("blazen.step right", "blazen.step both"),
+    ]
+
+
+async def test_attempts(exported: InMemorySpanExporter, caplog: pytest.LogCaptureFixture) -> None:
+    """A step that is executed again says how often, in one span; its logger's records carry the trace's id."""
+
+    async def flaky(event: Event, ctx: Context) -> Event:
+        ctx.logger.warning("attempt %d", ctx.attempt)
+        if ctx.attempt < 3:
+            raise ValueError(CANARY)
+        return StopEvent()
+
+    async def steady(event: Event) -> None:
+        return None
+
+    builder = WorkflowBuilder("w").step("flaky", [START], [STOP], flaky, retry=Retry(delay_secs=0))
+    await builder.step("steady", [START], [], steady).build().run(None)
+    found = await spans(exported, 3)
+    attributes = found["blazen.step flaky"].attributes or {}
+    assert attributes["blazen.step.attempts"] == 3
+    assert found["blazen.step flaky"].status.status_code is not StatusCode.ERROR
+    assert "blazen.step.attempts" not in (found["blazen.step steady"].attributes or {})
+    assert found["blazen.step flaky"].context is not None
+    trace_id = trace.format_trace_id(found["blazen.step flaky"].context.trace_id)
+    assert [vars(record)["trace_id"] for record in caplog.records] == [trace_id] * 3
 
 
 async def test_run_span_covers_the_run(exported: InMemorySpanExporter) -> None:
