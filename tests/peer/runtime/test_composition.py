@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from blazen_peer.events import START, STOP, Event, StartEvent, StopEvent
 from blazen_peer.identity import Caller
 from blazen_peer.runtime import Context, Registry, Workflow, WorkflowBuilder, current_run, local_step, parallel
 from blazen_peer.runtime import run as run_module
+from blazen_peer.runtime.context import RunInfo, enter_run
 
 RunVirtual = Callable[[Any], tuple[Any, float]]
 
@@ -55,6 +57,14 @@ def after(secs: float, result: Any) -> Any:
 
     builder = WorkflowBuilder("w").step(f"after-{secs:g}", [START], [STOP], handler)
     return builder.build().steps[0]
+
+
+@pytest.fixture
+async def reported() -> list[Any]:
+    """What the event loop reports: an exception that nobody asked for, say."""
+    reports: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context))
+    return reports
 
 
 def alone(step: Any) -> Workflow:
@@ -114,7 +124,8 @@ async def test_child_has_its_parents_facts() -> None:
         return StopEvent()
 
     child = WorkflowBuilder("child").step("look", None, None, look).build()
-    run = alone(local_step(child)).start(None, caller=Caller.claimed("n"), node_id="b", invocation_id="i", timeout_secs=60)
+    parent = alone(local_step(child, timeout_secs=500))
+    run = parent.start(None, caller=Caller.claimed("n"), node_id="b", invocation_id="i", timeout_secs=60)
     assert (await run.wait()).state == {}
     [info] = seen
     assert (info.caller, info.node_id, info.invocation_id) == (Caller.claimed("n"), "b", "i")
@@ -143,6 +154,19 @@ def test_child_has_less_time(run_virtual: RunVirtual) -> None:
         assert (await alone(local_step(child)).run(None, timeout_secs=600)).result == "done"
 
     run_virtual(main())
+
+
+async def test_child_on_another_clock() -> None:
+    """A parent's time is read on its own clock, which the child's event loop need not share."""
+    enter_run(RunInfo(deadline=1005.0, clock=lambda: 1000.0))
+    lefts: list[float] = []
+
+    async def look(event: StartEvent, ctx: Context) -> StopEvent:
+        lefts.append(ctx.time_left_secs or 0)
+        return StopEvent()
+
+    await WorkflowBuilder("child").step("look", None, None, look).build().run(None)
+    assert 4 < lefts[0] <= 5.001
 
 
 def test_child_outlives_no_parent_in_a_thread() -> None:
@@ -215,6 +239,19 @@ def test_all_fails_at_once(run_virtual: RunVirtual) -> None:
         assert str(caught.value) == "step 'all(after-60, after-1)' failed: 'after-1' failed: boom"
 
     assert run_virtual(main())[1] == pytest.approx(1)
+
+
+async def test_failures_that_decide_nothing(reported: list[Any]) -> None:
+    """Two that fail in the same moment: one is told, and nothing is reported of the other when it goes."""
+
+    async def fails(event: StartEvent) -> StopEvent:
+        raise ValueError("boom")
+
+    steps = WorkflowBuilder("w").step("a", None, None, fails).step("b", None, None, fails).build().steps
+    with pytest.raises(WorkflowError, match="'a' failed: boom"):
+        await alone(parallel(steps)).run(None)
+    gc.collect()
+    assert reported == []
 
 
 def test_first(run_virtual: RunVirtual) -> None:
@@ -333,7 +370,7 @@ async def test_branch_calls_exit() -> None:
         await alone(parallel([step, after(60, None)])).run(None)
 
 
-async def test_deaf_loser() -> None:
+async def test_deaf_loser(reported: list[Any]) -> None:
     """A loser that swallows its cancellation delays nobody; the run knows of it, after its end as well, until it is over."""
     release = asyncio.Event()
 
@@ -352,6 +389,8 @@ async def test_deaf_loser() -> None:
         release.set()
         assert await run.wait_stopped(5)
     assert run not in run_module._ALIVE
+    gc.collect()
+    assert reported == []
 
 
 REFUSED: list[Any] = [

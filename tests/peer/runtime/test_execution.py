@@ -298,6 +298,21 @@ async def test_cancelled_before_its_thread() -> None:
     assert called == ["later"]
 
 
+async def test_thread_that_comes_too_late() -> None:
+    """A function that gets its thread after its step was given up is not called: it would be beyond the limit."""
+    called: list[Any] = []
+
+    def handler(event: StartEvent) -> StopEvent:
+        called.append(event)
+        return StopEvent()
+
+    [step] = one_step(handler, max_concurrent=1).steps
+    turn = await step.turns.take()
+    turn.leave()
+    assert execution_module._in_turn(turn, step, (StartEvent(),)) is None
+    assert called == []
+
+
 async def test_plain_function_that_gives_a_coroutine_in_its_turn() -> None:
     """What a plain function returns is awaited within its turn."""
     gauge = Gauge()
