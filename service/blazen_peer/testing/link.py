@@ -1,0 +1,148 @@
+"""What lies between a client and a server, as sidecars and networks do, and fails when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import grpc
+
+__all__ = ["Link"]
+
+INVOKE: Final = "InvokeSubWorkflow"
+# What a caller reads from Envoy in the same case: its text is how a client tells "never sent" from "may have run".
+REFUSED_TEXT: Final = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
+BROKEN_TEXT: Final = "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),  # limits are the two ends' own
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+
+@dataclass(slots=True)
+class _Fault:
+    """What happens to the next *times* calls of *method*: the stage at which they fail, or how long they are held up."""
+
+    stage: Literal["refused", "before", "midway", "after", "late"]
+    method: str
+    times: int
+    messages: int = 0
+    secs: float = 0.0
+
+
+class Link(grpc.GenericRpcHandler):
+    """Carries every call to a server as it is, and does to chosen ones what a test asks for. Made by :func:`peers`.
+
+    Each fault is for the next *times* calls of one method, given by its name in the service (a run by default); several are
+    used up in the order they were asked for. The calls of other methods, health among them, pass.
+    """
+
+    def __init__(self, listen_target: str, server_target: str) -> None:
+        """Prepare the way from *listen_target* to *server_target* (both as gRPC writes them); :meth:`up` opens it."""
+        self._listen_target, self._server_target = listen_target, server_target
+        self._faults: list[_Fault] = []
+        self._calls: list[str] = []
+        self._grpc: grpc.aio.Server | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    def calls(self, method: str = INVOKE) -> int:
+        """Return how many calls of *method* came in so far, repeats and those that failed here included."""
+        return self._calls.count(method)
+
+    def refuse(self, times: int = 1, *, method: str = INVOKE) -> None:
+        """Fail calls as when the peer cannot be reached: nothing runs, and ``TransportError.may_have_run`` is False."""
+        self._faults.append(_Fault("refused", method, times))
+
+    def drop_before_run(self, times: int = 1, *, method: str = INVOKE) -> None:
+        """Lose requests on their way: nothing runs, but ``TransportError.may_have_run`` is True, as the caller cannot know."""
+        self._faults.append(_Fault("before", method, times))
+
+    def drop_midway(self, messages: int, times: int = 1, *, method: str) -> None:
+        """Break streams once *messages* of their answers have passed; ``TransportError.may_have_run`` is True."""
+        self._faults.append(_Fault("midway", method, times, messages=messages))
+
+    def drop_after_run(self, times: int = 1, *, method: str = INVOKE) -> None:
+        """Let the peer do all of it and lose the answer; ``TransportError.may_have_run`` is True."""
+        self._faults.append(_Fault("after", method, times))
+
+    def delay(self, secs: float, times: int = 1, *, method: str = INVOKE) -> None:
+        """Hold requests up for *secs* seconds of the loop's time, then pass them on."""
+        self._faults.append(_Fault("late", method, times, secs=secs))
+
+    async def up(self) -> None:
+        """Open the way; nothing changes where it is open."""
+        if self._grpc is not None:
+            return
+        self._channel = grpc.aio.insecure_channel(self._server_target, options=_OPTIONS)
+        self._grpc = grpc.aio.server(options=_OPTIONS)
+        self._grpc.add_generic_rpc_handlers((self,))
+        self._grpc.add_insecure_port(self._listen_target)
+        await self._grpc.start()
+
+    async def down(self) -> None:
+        """Break all connections, calls in flight with them, and take no new ones until :meth:`up`.
+
+        The server notices that its callers are gone; its runs go on.
+        """
+        server, channel, self._grpc, self._channel = self._grpc, self._channel, None, None
+        if server is not None:
+            await server.stop(None)
+        if channel is not None:
+            await channel.close()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return what carries a call, of whatever method and kind. gRPC calls this."""
+        path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+        method = path.rpartition("/")[2]
+        self._calls.append(method)
+        fault = self._next_fault(method)
+
+        async def carry(requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+            if fault is not None and fault.stage == "late":
+                await asyncio.sleep(fault.secs)
+            if fault is not None and fault.stage in {"refused", "before"}:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, REFUSED_TEXT if fault.stage == "refused" else BROKEN_TEXT)
+            if self._channel is None:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN_TEXT)
+                return
+            carrier: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
+            call = carrier(requests, timeout=context.time_remaining(), metadata=_passed_on(metadata))
+            try:
+                passed = 0
+                async for answer in call:
+                    if fault is not None and (fault.stage == "after" or (fault.stage == "midway" and passed == fault.messages)):
+                        if fault.stage == "midway":
+                            break
+                        continue
+                    yield answer
+                    passed += 1
+                if fault is not None and fault.stage in {"midway", "after"}:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN_TEXT)
+                context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            finally:
+                call.cancel()
+
+        return grpc.stream_stream_rpc_method_handler(cast("Any", carry))
+
+    def _next_fault(self, method: str) -> _Fault | None:
+        for fault in self._faults:
+            if fault.method == method:
+                fault.times -= 1
+                if fault.times == 0:
+                    self._faults.remove(fault)
+                return fault
+        return None
+
+
+def _passed_on(metadata: Sequence[tuple[str, str | bytes]]) -> grpc.aio.Metadata:
+    """Return what the caller sent, without what gRPC itself adds again."""
+    return grpc.aio.Metadata(*((name, value) for name, value in metadata if name != "user-agent"))
