@@ -25,7 +25,7 @@ from blazen_peer.identity import check_node_id
 from blazen_peer.ref_calls import RefCalls
 from blazen_peer.remote_stream import result_of
 from blazen_peer.repeats import Repeats
-from blazen_peer.run_calls import RunCalls, check_invocation_id, check_retries, time_of_child
+from blazen_peer.run_calls import RunCalls, check_invocation_id, check_retries, time_of_child, until_run_ends
 from blazen_peer.runtime.context import RunInfo, current_run
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.transport.channels import Channels, Endpoint, run_in_background
@@ -191,8 +191,7 @@ class PeerClient(RefCalls, RunCalls):
         call = self.run_remote_workflow(
             workflow_name, step_ids, input_json, timeout_secs, invocation_id=invocation_id, retries=retries
         )
-        parent = current_run()
-        return run_in_background(call, None if parent is None else parent.children)
+        return run_in_background(call, until_run_ends(current_run()))
 
     async def describe(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> control_pb2.DescribeResponse:
         """Return what the peer can run and within which limits.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Sequence
-from typing import Final, TypeVar
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,7 +26,7 @@ from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
 from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata, PeerTraits
 
-__all__ = ["RunCalls", "check_invocation_id", "check_retries", "time_of_child"]
+__all__ = ["RunCalls", "check_invocation_id", "check_retries", "time_of_child", "until_run_ends"]
 
 T = TypeVar("T")
 
@@ -227,6 +229,24 @@ def time_of_child(parent: RunInfo | None, timeout_secs: float | None) -> float |
     if left_secs is None:
         return timeout_secs
     return left_secs if timeout_secs is None else min(check_timeout_secs(timeout_secs), left_secs)
+
+
+def until_run_ends(run: RunInfo | None) -> Callable[[Future[Any]], None] | None:
+    """Return what has a wait of this thread cancelled at the end of *run*, which no cancellation of a task reaches.
+
+    A thread waits for one call at a time, so that the last one told is the one.
+    """
+    refs = None if run is None else run.refs
+    if refs is None:
+        return None
+
+    def begun(wait: Future[Any]) -> None:
+        def cancel() -> None:
+            wait.cancel()
+
+        refs.at_end((until_run_ends, threading.get_ident()), cancel)
+
+    return begun
 
 
 def _read_envelope(message: bytes) -> SubWorkflowEvent:

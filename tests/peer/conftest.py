@@ -21,6 +21,7 @@ from blazen_peer.config import ServerSettings
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.run import Run
 from blazen_peer.transport.proto import peer_pb2
+from tests.peer.wire_proxy import Wire, wired
 
 QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
 
@@ -28,6 +29,7 @@ Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 RawCall = Callable[..., Awaitable[bytes]]
 RawHandler = Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]
+Wires = Callable[[PeerServer], Awaitable[Wire]]
 RawPeers = Callable[..., Awaitable["RawPeer"]]
 
 
@@ -182,3 +184,13 @@ def severed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
     monkeypatch.setattr(Run, "wait", noticing)
     return event
+
+
+@pytest.fixture
+def wire(stack: AsyncExitStack) -> Wires:
+    """A factory: a TCP proxy before a server, which the test can cut; its ``address`` is what clients connect to."""
+
+    async def start(server: PeerServer) -> Wire:
+        return await stack.enter_async_context(wired(server))
+
+    return start

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, MutableMapping
-from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
@@ -22,7 +21,7 @@ from blazen_peer.runtime.refs import RefLifetime, RemoteRef
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.wire.stream import RESERVED_PREFIX
 
-__all__ = ["Children", "Context", "RunInfo", "RunPort", "current_run"]
+__all__ = ["Context", "RunInfo", "RunPort", "current_run"]
 
 E = TypeVar("E", bound=Event)
 
@@ -31,36 +30,6 @@ _STEP_LOG = logging.getLogger("blazen_peer.step")
 
 def _no_clock() -> float:
     return 0.0
-
-
-class Children:
-    """The waits for remote calls that go on in a run's threads, where no cancellation reaches: the run's end cancels them.
-
-    Safe in any thread without a lock: what is added looks for the end after it was added, and the end looks for it after it was
-    said.
-    """
-
-    __slots__ = ("_over", "_waits")
-
-    def __init__(self) -> None:
-        self._waits: set[Future[Any]] = set()
-        self._over = False
-
-    def add(self, wait: Future[Any]) -> None:
-        """Keep *wait*; where the run is over, cancel it."""
-        self._waits.add(wait)
-        if self._over:
-            wait.cancel()
-
-    def discard(self, wait: Future[Any]) -> None:
-        """*wait* is over."""
-        self._waits.discard(wait)
-
-    def end(self) -> None:
-        """The run is over."""
-        self._over = True
-        for wait in list(self._waits):
-            wait.cancel()
 
 
 class RunInfo(NamedTuple):
@@ -76,7 +45,6 @@ class RunInfo(NamedTuple):
         clock: Seconds now, on the same clock; callable from any thread.
         refs: Its session refs; None where there is no run.
         emit: Takes the type and the JSON of an event for the run's stream, in any thread; None: nobody can read one.
-        children: The remote calls that its threads wait for.
     """
 
     workflow_name: str = ""
@@ -88,7 +56,6 @@ class RunInfo(NamedTuple):
     clock: Callable[[], float] = _no_clock
     refs: RunRefs | None = None
     emit: Callable[[str, bytes], None] | None = None
-    children: Children | None = None
 
     @property
     def time_left_secs(self) -> float | None:

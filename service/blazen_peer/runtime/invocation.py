@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,16 @@ class Invocation:
         answer: The response envelope, once the call is over.
     """
 
-    __slots__ = ("_limits", "_log", "_loop", "_turn", "answer", "key", "run")
+    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_turn", "answer", "key", "run")
 
-    def __init__(self, key: Key | None, log_limits: tuple[int, int]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.key = key
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        key: Key | None,
+        log_limits: tuple[int, int],
+        on_over: Callable[[Invocation, Run], None] | None = None,
+    ) -> None:
+        self._loop, self._on_over, self.key = loop, on_over, key
         self.run: Run | None = None
         self.answer: bytes | None = None
         self._limits = log_limits
@@ -37,9 +43,9 @@ class Invocation:
         self._turn: asyncio.Event | None = None
 
     @classmethod
-    def over(cls, key: Key, answer: bytes, log: EventLog | None) -> Invocation:
+    def answered(cls, loop: asyncio.AbstractEventLoop, key: Key, answer: bytes, log: EventLog | None) -> Invocation:
         """Return a call that was answered before."""
-        invocation = cls(key, (0, 0))
+        invocation = cls(loop, key, (0, 0))
         invocation.answer = answer
         invocation._log = log
         if log is None:
@@ -95,6 +101,11 @@ class Invocation:
         self.run = run
         if self._turn is not None:
             self._turn.set()
+
+    def over(self, run: Run) -> None:
+        """Its run has ended: whoever gave it its turn makes the answer of it."""
+        if self._on_over is not None:
+            self._on_over(self, run)
 
     def ended(self, answer: bytes) -> None:
         """It is over."""

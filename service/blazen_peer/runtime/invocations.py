@@ -29,6 +29,7 @@ from blazen_peer.errors import (
     TransportError,
     UnknownStepError,
     ValidationError,
+    WorkflowError,
 )
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.event_log import Gap, LoggedEvent
@@ -37,7 +38,7 @@ from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.run import Run
 from blazen_peer.runtime.run_refs import RunRefs
-from blazen_peer.runtime.run_table import Answered, Key, MemoryRunTable, Running, RunTable, Tombstone
+from blazen_peer.runtime.run_table import Answered, Key, MemoryRunTable, Running, RunTable, Tombstone, key_of
 from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowRequest, SubWorkflowResponse
 from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
@@ -108,7 +109,15 @@ class Invocations:
             OverloadedError: As many runs as may be are in progress, and as many as may be wait.
             TransportError: The server is going away, or is another process than the call is for; nothing ran.
         """
-        return await (await self._call(payload, caller, metadata)).wait()
+        invocation = await self._call(payload, caller, metadata)
+        run = invocation.run
+        if run is None or invocation.answer is not None:
+            return await invocation.wait()
+        try:  # noqa: SIM105 - `suppress` takes longer
+            await run.wait()
+        except WorkflowError:
+            pass  # it is in the answer
+        return invocation.answer if invocation.answer is not None else await invocation.wait()
 
     async def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
         """Do as :meth:`invoke`, and give what the run emits after the caller's cursor, then how it ended."""
@@ -123,12 +132,12 @@ class Invocations:
             InvocationNotFoundError: There is no such call of this caller's, or nothing of it is kept.
             EncodeError: The cursor is beyond the last event.
         """
-        key = (caller, invocation_id)
+        key = key_of(caller, invocation_id)
         match self._table.find(key):
             case Running(run=invocation):
                 pass
             case Answered(answer=answer, events=log):
-                invocation = Invocation.over(key, answer, log)
+                invocation = Invocation.answered(self._loop, key, answer, log)
             case _:
                 raise _not_found(invocation_id)
         async for event in self._events(invocation, cursor):
@@ -140,7 +149,7 @@ class Invocations:
         Raises:
             InvocationNotFoundError: There is no such call of this caller's.
         """
-        key = (caller, invocation_id)
+        key = key_of(caller, invocation_id)
         known = self._table.find(key)
         if known is None:
             raise _not_found(invocation_id)
@@ -186,22 +195,34 @@ class Invocations:
             raise OtherProcessError("another process answers here than the one that this call is for", self._instance_id)
         request = SubWorkflowRequest.decode(payload)
         workflow = self._workflow(request.workflow_name, request.step_ids)
-        key = None if metadata.invocation_id is None else (caller, metadata.invocation_id)
+        key = None if metadata.invocation_id is None else key_of(caller, metadata.invocation_id)
         document, fingerprint = await _read(request, key is not None)
         # From here to the call's beginning nothing is awaited: two repeats cannot both find nothing.
         if key is not None and (known := self._table.find(key)) is not None:
-            return _repeated(key, known, fingerprint)
+            return self._repeated(key, known, fingerprint)
         if self._refusing:
             raise TransportError("this peer is going away", may_have_run=False)
-        invocation = Invocation(key, self._log_limits)
-        plan = (invocation, workflow, document, caller, metadata, self._timeout_secs(request, metadata))
-        if len(self._running) < self._settings.max_runs:
-            self._start(*plan)
-        else:
-            self._wait_for_turn(*plan)
+        invocation = Invocation(self._loop, key, self._log_limits, self._over)
+        timeout_secs = self._timeout_secs(request, metadata)
+        begin = self._start if len(self._running) < self._settings.max_runs else self._wait_for_turn
+        begin(invocation, workflow, document, caller, metadata, timeout_secs)
         if key is not None:
             self._table.begin(key, fingerprint, invocation)
         return invocation
+
+    def _repeated(self, key: Key, known: Running[Invocation] | Answered | Tombstone, fingerprint: bytes) -> Invocation:
+        """Return the call of which this is a repeat.
+
+        Raises:
+            InvocationConflictError: It is none, or the answer is no longer kept.
+        """
+        if isinstance(known, Tombstone):
+            raise InvocationConflictError(
+                f"invocation {key[1]} has ended and its answer is no longer kept: it is not run again"
+            )
+        if known.fingerprint != fingerprint:
+            raise InvocationConflictError(f"invocation id {key[2]} was used for another request: use a new id for each call")
+        return known.run if isinstance(known, Running) else Invocation.answered(self._loop, key, known.answer, known.events)
 
     def _start(
         self,
@@ -220,7 +241,7 @@ class Invocations:
             node_id=self._node_id,
             timeout_secs=timeout_secs,
             deadline=deadline,
-            on_end=partial(self._over, invocation),
+            on_end=invocation.over,
             emit=invocation.emit,
             refs=RunRefs(self._refs.table, caller, parent_run_id=metadata.parent_run_id, listed=True),
         )
@@ -360,24 +381,11 @@ def _parsed(input_json: bytes) -> object:
 def _fingerprint(request: SubWorkflowRequest) -> bytes:
     """Return what a repeat has in common with its first: workflow, steps and input, and not the timeout.
 
-    The lengths in front keep one name from running into the next.
+    Step ids hold no NUL, so that their number in front keeps a name that holds one from being taken for more.
     """
-    names = (request.workflow_name, *request.step_ids)
-    head = f"{[len(name) for name in names]}{''.join(names)}"
+    steps = request.step_ids
+    head = f"{len(steps)}\0{request.workflow_name}\0{chr(0).join(steps)}\0"
     return hashlib.sha256(head.encode() + request.input_json).digest()
-
-
-def _repeated(key: Key, known: Running[Invocation] | Answered | Tombstone, fingerprint: bytes) -> Invocation:
-    """Return the call of which this is a repeat.
-
-    Raises:
-        InvocationConflictError: It is none, or the answer is no longer kept.
-    """
-    if isinstance(known, Tombstone):
-        raise InvocationConflictError(f"invocation {key[1]} has ended and its answer is no longer kept: it is not run again")
-    if known.fingerprint != fingerprint:
-        raise InvocationConflictError(f"invocation id {key[1]} was used for another request: use a new id for each call")
-    return known.run if isinstance(known, Running) else Invocation.over(key, known.answer, known.events)
 
 
 def _not_found(invocation_id: str) -> InvocationNotFoundError:

@@ -342,8 +342,6 @@ class Run:
                 self._result.state_json = self.exported
         if self._outcome is not None and not self._outcome.done():
             self._tell(self._outcome, ended)
-        if self.info.children is not None:
-            self.info.children.end()
         if self._on_end is not None:
             self._on_end(self)
         for waiter in self._waiters:

@@ -9,14 +9,14 @@ The table is behind a protocol, so that a journal on a disk can take its place. 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.event_log import EventLog
 
-__all__ = ["Answered", "Key", "MemoryRunTable", "RunTable", "Running", "Tombstone"]
+__all__ = ["Answered", "Key", "MemoryRunTable", "RunTable", "Running", "Tombstone", "key_of"]
 
 ANSWER_SECS: Final = 600.0
 MAX_ANSWERS: Final = 10_000
@@ -26,8 +26,14 @@ MAX_TOMBSTONES: Final = 100_000
 
 R = TypeVar("R")
 
-Key: TypeAlias = tuple[Caller, str]
-"""Who called, and the caller's id of the call: another caller's same id is another key."""
+Key: TypeAlias = tuple[str, str, str]
+"""Who called (kind and name), and the caller's id of the call: another caller's same id is another key. A plain tuple of text
+is found fastest, and a hundred thousand of them cost the garbage collector nothing."""
+
+
+def key_of(caller: Caller, invocation_id: str) -> Key:
+    """Return what the table knows *caller*'s call by."""
+    return caller.kind, caller.name, invocation_id
 
 
 class Running(NamedTuple, Generic[R]):
@@ -73,14 +79,6 @@ class RunTable(Protocol[R]):
         """Note the answer of a call that runs."""
 
 
-class _Kept(NamedTuple):
-    """An answer, when it ended, and what it counts for in bytes."""
-
-    answered: Answered
-    at: float
-    size_bytes: int
-
-
 class MemoryRunTable(Generic[R]):
     """A run table that ends with its process.
 
@@ -106,29 +104,33 @@ class MemoryRunTable(Generic[R]):
         self._clock = clock
         self._answer_secs, self._max_answers, self._max_answer_bytes = answer_secs, max_answers, max_answer_bytes
         self._tombstone_secs, self._max_tombstones = tombstone_secs, max_tombstones
-        self._running: dict[Key, Running[R]] = {}
-        self._answers: OrderedDict[Key, _Kept] = OrderedDict()  # in the order of their ends
+        self._running: dict[Key, tuple[bytes, R]] = {}
+        self._ended: dict[Key, tuple[bytes, bytes, EventLog | None] | None] = {}  # None: a tombstone
+        self._answers: deque[tuple[Key, float, int]] = deque()  # when each ended and its bytes, in the order of their ends
         self._answer_bytes = 0
-        self._tombstones: OrderedDict[Key, float] = OrderedDict()  # likewise; when each call ended
+        self._tombstones: deque[tuple[Key, float]] = deque()  # likewise
 
     def find(self, key: Key) -> Running[R] | Answered | Tombstone | None:
         """Return what is known of the call *key*; None: nothing, it may run."""
         if (running := self._running.get(key)) is not None:
-            return running
+            return Running(*running)
+        if key not in self._ended:
+            return None
         self._age()
-        if (kept := self._answers.get(key)) is not None:
-            return kept.answered
-        return _TOMBSTONE if key in self._tombstones else None
+        ended = self._ended.get(key, self)
+        if isinstance(ended, tuple):
+            return Answered(*ended)
+        return _TOMBSTONE if ended is None else None
 
     def begin(self, key: Key, fingerprint: bytes, run: R) -> None:
         """Note that *run* is what answers the call *key*, of which nothing was known."""
-        self._running[key] = Running(fingerprint, run)
+        self._running[key] = fingerprint, run
 
     def finish(self, key: Key, answer: bytes, events: EventLog | None = None) -> None:
         """Note the answer of a call that runs."""
-        fingerprint = self._running.pop(key).fingerprint
-        size_bytes = len(answer) + (events.size_bytes if events is not None else 0)
-        self._answers[key] = _Kept(Answered(fingerprint, answer, events), self._clock(), size_bytes)
+        self._ended[key] = self._running.pop(key)[0], answer, events
+        size_bytes = len(answer) if events is None else len(answer) + events.size_bytes
+        self._answers.append((key, self._clock(), size_bytes))
         self._answer_bytes += size_bytes
         self._age()
 
@@ -136,21 +138,17 @@ class MemoryRunTable(Generic[R]):
         """Make tombstones of the answers that are too old or too many, and forget tombstones likewise."""
         answers, tombstones = self._answers, self._tombstones
         now = self._clock()
-        while answers:
-            key, kept = next(iter(answers.items()))
-            if (
-                kept.at + self._answer_secs > now
-                and len(answers) <= self._max_answers
-                and self._answer_bytes <= self._max_answer_bytes
-            ):
-                break
-            del answers[key]
-            self._answer_bytes -= kept.size_bytes
-            tombstones[key] = kept.at
-        while tombstones and (
-            len(tombstones) > self._max_tombstones or next(iter(tombstones.values())) + self._tombstone_secs <= now
+        old = now - self._answer_secs
+        while answers and (
+            answers[0][1] <= old or len(answers) > self._max_answers or self._answer_bytes > self._max_answer_bytes
         ):
-            tombstones.popitem(last=False)
+            key, at, size_bytes = answers.popleft()
+            self._answer_bytes -= size_bytes
+            self._ended[key] = None
+            tombstones.append((key, at))
+        forgotten = now - self._tombstone_secs
+        while tombstones and (tombstones[0][1] <= forgotten or len(tombstones) > self._max_tombstones):
+            del self._ended[tombstones.popleft()[0]]
 
 
 _TOMBSTONE = Tombstone()

@@ -15,7 +15,7 @@ from blazen_peer.engine import Retry, RoutingTable, StepDefinition, WorkflowWarn
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import START, Event, StartEvent
 from blazen_peer.identity import ANONYMOUS, Caller
-from blazen_peer.runtime.context import Children, RunInfo, current_run
+from blazen_peer.runtime.context import RunInfo, current_run
 from blazen_peer.runtime.definition import EventName, define_step
 from blazen_peer.runtime.local_refs import LOCAL_REFS
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
@@ -197,7 +197,6 @@ class Workflow:
             clock=clock,
             refs=refs if refs is not None else _local_refs(),
             emit=emit,
-            children=Children(),
         )
         event = input if isinstance(input, Event) else StartEvent(data=input)
         if event.event_type != START:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
 
-__all__ = ["Channels", "Endpoint", "Waits", "run_in_background"]
+__all__ = ["Channels", "Endpoint", "run_in_background"]
 
 T = TypeVar("T")
 
@@ -170,20 +170,11 @@ class _BackgroundLoop:
 _BACKGROUND = _BackgroundLoop()
 
 
-class Waits(Protocol):
-    """Where waits are kept by somebody who may end them: a run, of the waits in its threads."""
-
-    def add(self, wait: concurrent.futures.Future[Any]) -> None:
-        """Keep *wait*; cancel it where it is too late for it."""
-
-    def discard(self, wait: concurrent.futures.Future[Any]) -> None:
-        """*wait* is over."""
-
-
-def run_in_background(work: Coroutine[Any, Any, T], waits: Waits | None = None) -> T:
+def run_in_background(work: Coroutine[Any, Any, T], begun: Callable[[concurrent.futures.Future[T]], None] | None = None) -> T:
     """Run *work* to its end in the process's own loop while this thread waits. *work* must bound its own time.
 
-    Context variables, the current span among them, go with it. Whoever has *waits* can end it.
+    Context variables, the current span among them, go with it. *begun* is given the future of the work: whoever cancels it ends
+    the wait.
     """
     over = threading.Event()
 
@@ -194,14 +185,11 @@ def run_in_background(work: Coroutine[Any, Any, T], waits: Waits | None = None) 
             over.set()
 
     future = asyncio.run_coroutine_threadsafe(whole(), _BACKGROUND.loop())
-    if waits is not None:
-        waits.add(future)
+    if begun is not None:
+        begun(future)
     try:
         return future.result()
     except BaseException:
-        if future.cancel() or future.cancelled():  # by Ctrl-C here, or by who has the waits: what it does on its way out comes
+        if future.cancel() or future.cancelled():  # by Ctrl-C here, or by who was told of it: what it does on its way out comes
             over.wait(WAY_OUT_SECS)  # before what follows here, such as closing the client
         raise
-    finally:
-        if waits is not None:
-            waits.discard(future)

@@ -9,10 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from blazen_peer.identity import ANONYMOUS, Caller
 from blazen_peer.runtime.event_log import EventLog
-from blazen_peer.runtime.run_table import Answered, Key, MemoryRunTable, Running, Tombstone
+from blazen_peer.runtime.run_table import Answered, Key, MemoryRunTable, Running, Tombstone, key_of
 
 PRINT, OTHER = b"request", b"another"
-KEY: Key = (ANONYMOUS, "call-1")
+KEY: Key = key_of(ANONYMOUS, "call-1")
 
 
 class Clock:
@@ -32,7 +32,7 @@ def clock() -> Clock:
 
 def answered(table: MemoryRunTable[str], name: str, answer: bytes = b"answer") -> Key:
     """Let a call begin and end, and return its key."""
-    key = (ANONYMOUS, name)
+    key = key_of(ANONYMOUS, name)
     table.begin(key, PRINT, name)
     table.finish(key, answer)
     return key
@@ -81,8 +81,8 @@ CALLERS = [
 def test_another_caller(clock: Clock, other: Caller) -> None:
     """Another caller's same id is nothing that is known."""
     table: MemoryRunTable[str] = MemoryRunTable(clock)
-    table.begin((Caller.claimed("node-a"), "id"), PRINT, "run")
-    assert table.find((other, "id")) is None
+    table.begin(key_of(Caller.claimed("node-a"), "id"), PRINT, "run")
+    assert table.find(key_of(other, "id")) is None
 
 
 def test_answer_bytes(clock: Clock) -> None:
@@ -92,7 +92,7 @@ def test_answer_bytes(clock: Clock) -> None:
     assert isinstance(table.find(first), Answered)
     log = EventLog()
     log.append("demo::E", b"x" * 100)
-    third = (ANONYMOUS, "third")
+    third = key_of(ANONYMOUS, "third")
     table.begin(third, PRINT, "third")
     table.finish(third, b"", log)
     assert table.find(first) == Tombstone()
@@ -126,7 +126,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         self.count += 1
-        key = (ANONYMOUS, str(self.count))
+        key = key_of(ANONYMOUS, str(self.count))
         assert self.table.find(key) is None
         self.table.begin(key, PRINT, self.count)
         self.running[key] = self.count
