@@ -102,6 +102,33 @@ def test_after_the_end() -> None:
     assert state.ended == ended
 
 
+def test_sent() -> None:
+    """An event that a step sends while it goes on is routed; the sender stays in flight."""
+    state = started(LEFT, RIGHT)
+    event = Found(words=1)
+    assert state.sent("begin", event) == [Work(LEFT, event), Work(RIGHT, event)]
+    assert state.in_flight == 3
+    assert state.returned(BEGIN, None) == []
+    assert state.in_flight == 2
+
+
+def test_sent_stop() -> None:
+    """A StopEvent that is sent ends the run; what is sent after the end counts for nothing, whatever it is."""
+    state = started(LEFT)
+    ended = state.sent("begin", StopEvent(result=1))
+    assert isinstance(ended, Ended)
+    for event in (Event.dynamic("demo::Nobody"), StopEvent(result=2), Found(words=1)):
+        assert state.sent("begin", event) == []
+        assert state.ended is ended
+    assert state.in_flight == 1
+
+
+def test_sent_and_not_accepted() -> None:
+    """An event that is sent and that no step accepts fails the run, naming its sender."""
+    error = failure(started().sent("begin", Event.dynamic("demo::Nobody")))
+    assert (str(error), error.step_id) == ("no handler for event type: demo::Nobody", "begin")
+
+
 def test_stopped_from_outside() -> None:
     """A deadline or an owner ends the run with its own error."""
     error = WorkflowError("workflow cancelled")
