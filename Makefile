@@ -34,6 +34,7 @@ bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/remote_call.py
 	@$(BIN)/python bench/interop.py
+	@$(BIN)/python bench/deref.py
 
 proto: $(VENV)/.ready ## regenerate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/blazen_peer/transport/proto/*.proto

@@ -110,14 +110,15 @@ def main() -> int:
     if options.json:
         print(json.dumps(found))
     else:
-        table = Table(title=f"a session ref of {found['size_mib']:,.0f} MiB: {found['mib_per_sec']:,.0f} MiB/s")
+        table = Table(title="Peak resident memory")
         for column in ("end", "before, MiB", "peak, MiB"):
             table.add_column(column, justify="left" if column == "end" else "right")
         for end in ("client", "server"):
             table.add_row(end, f"{found[f'{end}_before_mib']:.1f}", f"{found[f'{end}_peak_mib']:.1f}")
         console = Console()
         console.print(table)
-        console.print(f"grew by {growth:.1f} MiB at most (target: {TARGET_GROWTH_MIB})")
+        rate = f"{found['size_mib']:,.0f} MiB in {found['secs']:.1f} s, {found['mib_per_sec']:,.0f} MiB/s"
+        console.print(f"{rate}; grew by {growth:.1f} MiB at most (target: {TARGET_GROWTH_MIB})")
     return 0 if growth <= TARGET_GROWTH_MIB else 1
 
 

@@ -11,13 +11,14 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 from uuid import UUID
 
 from blazen_peer.errors import EncodeError, PeerError, RefNotFoundError
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.ref_values import chunks_of
 from blazen_peer.runtime.refs import RefEntry, RefTable
+from blazen_peer.runtime.threads import StepThreads
 from blazen_peer.wire import DerefRequest, DerefResponse, ReleaseRequest, ReleaseResponse
 
 __all__ = ["CHUNK_BYTES", "ChunksEnd", "RefServing"]
@@ -27,6 +28,8 @@ _ENVELOPE_BYTES: Final = 32  # at most, around a payload: version, length, the p
 MIN_TIMER_SECS: Final = 0.05  # leases that end close together are ended together
 
 T = TypeVar("T")
+
+_THREADS: Final = StepThreads(max_threads=16)  # the steps' own must not wait for serializers; a stuck one keeps no process
 
 _LOG = logging.getLogger(__name__)
 
@@ -152,7 +155,7 @@ class RefServing:
 async def _written(entry: RefEntry, work: Callable[[], T]) -> T:
     """Do *work*, which calls the serializer of *entry*, in a thread."""
     try:
-        return await asyncio.to_thread(work)
+        return cast("T", await _THREADS.run(work))
     except EncodeError:
         raise
     except Exception as error:
