@@ -250,6 +250,8 @@ async def test_failures_that_decide_nothing(reported: list[Any]) -> None:
     steps = WorkflowBuilder("w").step("a", None, None, fails).step("b", None, None, fails).build().steps
     with pytest.raises(WorkflowError, match="'a' failed: boom"):
         await alone(parallel(steps)).run(None)
+    for _ in range(3):
+        await asyncio.sleep(0)
     gc.collect()
     assert reported == []
 
