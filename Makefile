@@ -35,6 +35,7 @@ bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/remote_call.py
 	@$(BIN)/python bench/interop.py
 	@$(BIN)/python bench/deref.py
+	@$(BIN)/python bench/waiting_runs.py
 
 proto: $(VENV)/.ready ## regenerate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/blazen_peer/transport/proto/*.proto
