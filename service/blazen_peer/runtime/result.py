@@ -84,4 +84,4 @@ class WorkflowResult:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"WorkflowResult(data_json={self.data_json!r})"
+        return f"WorkflowResult(<{len(self.data_json)} characters of JSON>)"  # no payload gets into a log by accident
