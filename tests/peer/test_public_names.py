@@ -106,7 +106,7 @@ SIGNATURES = {
     "WorkflowBuilder.add": "self step",
     "WorkflowBuilder.step": "self name accepts emits handler *timeout_secs *retry *max_concurrent",
     "local_step": "workflow *step_id *accepts *emits *timeout_secs *retry *max_concurrent",
-    "parallel": "steps *mode *step_id *emits *timeout_secs *retry *max_concurrent *registry",
+    "parallel": "steps *mode *step_id *emits *sends *timeout_secs *retry *max_concurrent *registry",
     "remote_step": "client workflow_name step_ids *step_id *accepts *emits *timeout_secs *retry *max_concurrent",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 from blazen_peer.events import Event, StartEvent, StopEvent
-from blazen_peer.runtime import Context, Workflow, WorkflowResult, step
+from blazen_peer.runtime import Context, Retry, Workflow, WorkflowResult, local_step, parallel, step
 
 
 class Document(StartEvent):
@@ -34,7 +34,18 @@ def summarize(event: Analyzed) -> StopEvent:
     return Report(words=event.words)
 
 
+@step("typed::join", timeout_secs=1, retry=Retry(attempts=2, on=(OSError, ValueError)), max_concurrent=2)
+async def join(event: Analyzed, ctx: Context) -> Report | None:
+    found = ctx.collect(event, 3)
+    assert_type(found, list[Analyzed] | None)
+    ctx.collect(1, 3)  # type: ignore[type-var]
+    return Report(words=sum(one.words for one in found)) if found else None
+
+
 async def use() -> None:
+    both = parallel({"a": analyze, "b": local_step(Workflow("w", [analyze, summarize]))}, mode="first", emits=Analyzed)
+    Workflow("p", [both, join])
+    parallel([analyze], mode="some")  # type: ignore[arg-type]
     StartEvent(data={"a": 1})
     StopEvent(result=1)
     StopEvent()

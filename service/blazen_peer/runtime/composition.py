@@ -103,6 +103,7 @@ def parallel(
     mode: Literal["all", "first"] = "all",
     step_id: str | None = None,
     emits: EventName = StopEvent,
+    sends: Iterable[EventName] = (),
     timeout_secs: float | None = None,
     retry: Retry | None = None,
     max_concurrent: int | None = None,
@@ -120,6 +121,7 @@ def parallel(
         mode: Which of them decide.
         step_id: The step's own id; None: made of theirs, such as ``first(left, right)``.
         emits: The event it makes: a name, or a class, which what it carries is validated into.
+        sends: The events that the steps inside send by their context beside it, for the workflow's check.
         timeout_secs, retry, max_concurrent: For the step as a whole, as for ``@step``.
         registry: Where functions and ids are looked up.
 
@@ -148,7 +150,7 @@ def parallel(
         f"{mode}({', '.join(branch.id for branch in branches)})" if step_id is None else step_id,
         call,
         accepts=accepts,
-        emits=(emits,),
+        emits=(emits, *sends),
         timeout_secs=timeout_secs,
         retry=retry,
         max_concurrent=max_concurrent,

@@ -330,19 +330,12 @@ async def test_branches_share_the_runs_state() -> None:
         return StopEvent(result=event.words)
 
     steps = WorkflowBuilder("w").step("one", None, None, one).step("two", None, None, two).build().steps
-    workflow = WorkflowBuilder("w").add(parallel(steps)).step("end", None, None, end)
     with pytest.raises(ValidationError, match="unreachable"):
-        workflow.build()
+        WorkflowBuilder("w").add(parallel(steps)).step("end", None, None, end).build()
+    workflow = WorkflowBuilder("w").add(parallel(steps, sends=[Analyzed])).step("end", None, None, end).build()
     async with asyncio.timeout(10):
-        result = await Workflow.from_step_ids("w", ["all(one, two)", "end"], _of(parallel(steps), end)).run({"text": "abc"})
+        result = await workflow.run({"text": "abc"})
     assert (result.result, result.state) == (3, {"one": 1})
-
-
-def _of(step: Any, end: Any) -> Registry:
-    registry = Registry()
-    registry.add(step)
-    registry.step("end")(end)
-    return registry
 
 
 async def test_branch_that_returns_no_event() -> None:
