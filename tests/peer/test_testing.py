@@ -98,7 +98,7 @@ async def test_peers_have_tokens_of_their_own(registry: Registry) -> None:
     async with peers(registry=registry) as one, peers(registry=registry, with_token=False) as open_one:
         assert one.token is not None
         assert open_one.token is None
-        async with await PeerClient.connect_async(open_one.address, "node-z") as client:
+        async with await PeerClient.connect_async(open_one.link.address, "node-z") as client:
             assert await echo(client) == 1
         async with peers(registry=registry) as other:
             assert one.token != other.token
@@ -307,7 +307,7 @@ async def test_a_stream_broken_midway(registry: Registry) -> None:
         async for message in channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=20):
             seen.append(message)  # noqa: PERF401 - one by one, as they come
 
-    async with peers(registry=registry) as pair, grpc.aio.insecure_channel(pair.address) as channel, asyncio.timeout(15):
+    async with peers(registry=registry) as pair, grpc.aio.insecure_channel(pair.link.address) as channel, asyncio.timeout(15):
         pair.link.drop_midway(1, method="Watch")
         watching = asyncio.create_task(watch(channel))
         while not seen:
@@ -318,6 +318,54 @@ async def test_a_stream_broken_midway(registry: Registry) -> None:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert len(seen) == 1
         await drained
+
+
+async def test_a_stream_that_goes_on(registry: Registry) -> None:
+    """A stream of our client that breaks midway, by the link or by its connection, goes on without a gap when it may."""
+    go = asyncio.Event()
+
+    @registry.step("counts")
+    async def counts(event: StartEvent, ctx: Context) -> StopEvent:
+        for number in range(1, 4):
+            ctx.emit(Halves(number=number))
+        await go.wait()
+        ctx.emit(Halves(number=4))
+        return StopEvent(result="done")
+
+    async with peers(registry=registry) as pair, asyncio.timeout(20):
+        pair.link.drop_midway(2, method="StreamSubWorkflowEvents")
+        seen: list[Any] = []
+        async for event in pair.client.stream_remote_workflow("w", ["counts"], "null", 20, retries=3):
+            seen.append(event.data)
+            if len(seen) == 3:
+                await pair.break_connections()
+                go.set()
+        assert seen == [*({"number": number} for number in range(1, 5)), "done"]
+        assert pair.recorder.count("counts") == 1
+
+
+async def test_down(registry: Registry) -> None:
+    """While the link is down nothing can be reached; once it is up again the stored answer arrives with the next connection."""
+    go = asyncio.Event()
+
+    @registry.step("holds")
+    async def holds(event: StartEvent) -> StopEvent:
+        await go.wait()
+        return StopEvent(result=event.data)
+
+    async with peers(registry=registry) as pair, asyncio.timeout(20):
+        call = asyncio.create_task(pair.client.run_remote_workflow("w", ["holds"], "7", 30, retries=8))
+        await pair.recorder.wait_for("holds")
+        await pair.link.down()
+        await pair.link.down()
+        while (await lost(pair.client)).may_have_run:
+            pass  # the client has not noticed yet
+        go.set()
+        await pair.link.up()
+        await pair.link.up()
+        assert (await call).result == 7
+        assert pair.recorder.count("holds") == 1
+        assert pair.link.connections == 2
 
 
 async def test_refusals_pass(registry: Registry) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import grpc
+
+from blazen_peer.testing.cable import Cable
 
 __all__ = ["Link"]
 
@@ -22,6 +25,9 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 10),  # a peer that was started anew is found at once
+    ("grpc.min_reconnect_backoff_ms", 10),
+    ("grpc.max_reconnect_backoff_ms", 50),
 )
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
@@ -44,13 +50,22 @@ class Link(grpc.GenericRpcHandler):
     used up in the order they were asked for. The calls of other methods, health among them, pass.
     """
 
-    def __init__(self, listen_target: str, server_target: str) -> None:
-        """Prepare the way from *listen_target* to *server_target* (both as gRPC writes them); :meth:`up` opens it."""
-        self._listen_target, self._server_target = listen_target, server_target
+    def __init__(self, folder: Path, server_target: str) -> None:
+        """Prepare the way to *server_target*, with sockets in *folder*; :meth:`start` makes it."""
+        self._folder, self._server_target = folder, server_target
+        self._cable = Cable(folder / "link", folder / "inner")
         self._faults: list[_Fault] = []
         self._calls: list[str] = []
-        self._grpc: grpc.aio.Server | None = None
-        self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def address(self) -> str:
+        """Where clients connect to."""
+        return f"unix:{self._folder / 'link'}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made so far."""
+        return self._cable.connections
 
     def calls(self, method: str = INVOKE) -> int:
         """Return how many calls of *method* came in so far, repeats and those that failed here included."""
@@ -77,25 +92,31 @@ class Link(grpc.GenericRpcHandler):
         self._faults.append(_Fault("late", method, times, secs=secs))
 
     async def up(self) -> None:
-        """Open the way; nothing changes where it is open."""
-        if self._grpc is not None:
-            return
+        """Take connections again after :meth:`down`; nothing changes where it does so already."""
+        await self._cable.plug_in()
+
+    async def down(self) -> None:
+        """Break all connections, as a pulled cable does, and take no new ones until :meth:`up`.
+
+        Calls in flight end with ``TransportError``, ``may_have_run`` True; calls made while it is down with False, once their
+        client has noticed. The server notices that its callers are gone; its runs go on.
+        """
+        await self._cable.pull()
+
+    async def start(self) -> None:
+        """Make the way and open it."""
         self._channel = grpc.aio.insecure_channel(self._server_target, options=_OPTIONS)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._grpc.add_generic_rpc_handlers((self,))
-        self._grpc.add_insecure_port(self._listen_target)
+        self._grpc.add_insecure_port(f"unix:{self._folder / 'inner'}")
         await self._grpc.start()
+        await self.up()
 
-    async def down(self) -> None:
-        """Break all connections, calls in flight with them, and take no new ones until :meth:`up`.
-
-        The server notices that its callers are gone; its runs go on.
-        """
-        server, channel, self._grpc, self._channel = self._grpc, self._channel, None, None
-        if server is not None:
-            await server.stop(None)
-        if channel is not None:
-            await channel.close()
+    async def stop(self) -> None:
+        """Take the way down for good."""
+        await self.down()
+        await self._grpc.stop(None)
+        await self._channel.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         """Return what carries a call, of whatever method and kind. gRPC calls this."""
@@ -109,9 +130,6 @@ class Link(grpc.GenericRpcHandler):
                 await asyncio.sleep(fault.secs)
             if fault is not None and fault.stage in {"refused", "before"}:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, REFUSED_TEXT if fault.stage == "refused" else BROKEN_TEXT)
-            if self._channel is None:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN_TEXT)
-                return
             carrier: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
             call = carrier(requests, timeout=context.time_remaining(), metadata=_passed_on(metadata))
             try:

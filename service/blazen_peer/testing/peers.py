@@ -45,8 +45,7 @@ class Peers:
         self._registry = self.recorder.watch(registry)
         self._node_id, self._settings = node_id, settings
         self._listen = f"unix:{folder / 'peer'}"
-        self._address = f"unix:{folder / 'link'}"
-        self.link = Link(self._address, self._listen)
+        self.link = Link(folder, self._listen)
         self._server: PeerServer | None = None
         self._serving = AsyncExitStack()
         self._clients: list[PeerClient] = []
@@ -62,11 +61,6 @@ class Peers:
             raise ValidationError("the peer was killed: restart it")
         return self._server
 
-    @property
-    def address(self) -> str:
-        """The link's address, for clients of the test's own making."""
-        return self._address
-
     async def connect(self, node_id: str, **options: Any) -> PeerClient:
         """Return another client, connected by way of the link as *node_id* with the same token, closed with the block.
 
@@ -74,7 +68,7 @@ class Peers:
             node_id: Names the caller.
             options: As for ``PeerClient.connect_async``; ``token=`` gives another token.
         """
-        client = await PeerClient.connect_async(self._address, node_id, **{"token": self.token, **options})
+        client = await PeerClient.connect_async(self.link.address, node_id, **{"token": self.token, **options})
         self._clients.append(client)
         return client
 
@@ -105,19 +99,19 @@ class Peers:
         if self._server is not None:
             await self.kill()
         await self._start()
+        await self.link.up()
         await self._reached()
 
     async def _start(self) -> None:
         server = PeerServer(self._node_id, token=self.token, settings=self._settings, registry=self._registry)
         self._serving = AsyncExitStack()
         self._server = await self._serving.enter_async_context(server.serving(self._listen))
-        await self.link.up()
 
     async def _stop(self) -> None:
         """Close the clients and the link, then drain the server, if it lives."""
         for client in self._clients:
             await client.aclose()
-        await self.link.down()
+        await self.link.stop()
         await self._serving.aclose()
 
     async def _reached(self) -> None:
@@ -178,6 +172,7 @@ async def peers(
     token = secrets.token_urlsafe(32) if with_token else None
     with tempfile.TemporaryDirectory(prefix="blazen-") as folder:
         pair = Peers(served, Path(folder), node_id=server_node_id, token=token, settings=settings)
+        await pair.link.start()
         try:
             await pair._start()
             pair.client = await pair.connect(client_node_id)
