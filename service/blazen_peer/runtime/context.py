@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Hashable, MutableMapping
+from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
@@ -21,7 +23,7 @@ from blazen_peer.runtime.refs import RefLifetime, RemoteRef
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.wire.stream import RESERVED_PREFIX
 
-__all__ = ["Context", "RunInfo", "RunPort", "current_run"]
+__all__ = ["Context", "RunInfo", "RunPort", "current_run", "until_run_ends"]
 
 E = TypeVar("E", bound=Event)
 
@@ -112,13 +114,21 @@ class Context:
     what the step sends in ``sent_events``. All of it may be used from a plain step's thread as well.
     """
 
-    __slots__ = ("_attempt", "_port", "_run", "_step_id")
+    __slots__ = ("_attempt", "_collected", "_port", "_run", "_step_id")
 
-    def __init__(self, run: RunInfo | None = None, step_id: str = "", port: RunPort | None = None, attempt: int = 1) -> None:
+    def __init__(
+        self,
+        run: RunInfo | None = None,
+        step_id: str = "",
+        port: RunPort | None = None,
+        attempt: int = 1,
+        collected: dict[Hashable, Any] | None = None,
+    ) -> None:
         self._run = run if run is not None else RunInfo(refs=RunRefs(local_table()))
         self._step_id = step_id
         self._port: RunPort = port if port is not None else _NoRun()
         self._attempt = attempt
+        self._collected = collected
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return what a step of this run set as *key*, or *default*."""
@@ -153,7 +163,8 @@ class Context:
         """Keep *event* until *count* of its type have come to this step, then return these, in the order they came.
 
         Until then it returns None, which the step returns as well. What was returned is forgotten, so the next *count* make
-        the next list, and no more than *count* events are ever held.
+        the next list, and no more than *count* events are ever held. Where a ``retry`` executes the step again with the same
+        event, it gets what it got before.
 
         Args:
             event: What the step was given.
@@ -163,7 +174,13 @@ class Context:
         Raises:
             ValidationError: *count* is below 1.
         """
-        return self._port.memory.gather((self._step_id, event.event_type, key), event, count)
+        place = (self._step_id, event.event_type, key)
+        if self._collected is None:
+            return self._port.memory.gather(place, event, count)
+        if self._attempt == 1 or place not in self._collected:
+            self._collected[place] = self._port.memory.gather(place, event, count)
+        found: list[E] | None = self._collected[place]
+        return found
 
     @property
     def sent_events(self) -> list[Event]:
@@ -338,3 +355,21 @@ def current_run() -> RunInfo | None:
 def enter_run(info: RunInfo) -> None:
     """Make *info* the current run of this task and of the tasks and threads that it starts."""
     _CURRENT.set(info)
+
+
+def until_run_ends(run: RunInfo | None) -> Callable[[Future[Any]], None] | None:
+    """Return what has a wait of this thread cancelled at the end of *run*, which no cancellation of a task reaches.
+
+    A thread waits for one call at a time, so that the last one told is the one.
+    """
+    refs = None if run is None else run.refs
+    if refs is None:
+        return None
+
+    def begun(wait: Future[Any]) -> None:
+        def cancel() -> None:
+            wait.cancel()
+
+        refs.at_end((until_run_ends, threading.get_ident()), cancel)
+
+    return begun

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections.abc import Hashable
 from random import random
 from typing import Any
 
@@ -28,9 +29,10 @@ async def execute(step: StepDefinition, event: Event, info: RunInfo, port: RunPo
         TimeoutError: An execution was over the step's ``timeout_secs``.
     """
     failures = 0
+    collected: dict[Hashable, Any] | None = None if step.retry is None else {}  # what an execution collected, the next one has
     while True:
         try:
-            return await _once(step, event, Context(info, step.id, port, failures + 1), port)
+            return await _once(step, event, Context(info, step.id, port, failures + 1, collected), port)
         except Exception as error:
             failures += 1
             if step.retry is None:

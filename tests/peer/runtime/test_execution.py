@@ -191,6 +191,30 @@ async def test_retry_of_a_plain_function() -> None:
     assert attempts == [1, 2, 3]
 
 
+class Part(Event, event_type="demo::Part"):
+    n: int
+
+
+def test_fan_in_that_is_tried_again(run_virtual: RunVirtual) -> None:
+    """A fan-in that failed gets its list again, and an event that only joined a list does not join another."""
+    seen: list[Any] = []
+
+    async def fan(event: StartEvent) -> list[Part]:
+        return [Part(n=n) for n in range(4)]
+
+    async def gather(event: Part, ctx: Context) -> StopEvent | None:
+        parts = ctx.collect(event, 2)
+        seen.append((event.n, ctx.attempt, parts and [part.n for part in parts]))
+        if ctx.attempt < 3:
+            raise ValueError("again")
+        return StopEvent() if event.n == 3 else None
+
+    builder = WorkflowBuilder("w").step("fan", None, None, fan)
+    run_virtual(builder.step("gather", None, None, gather, retry=Retry(attempts=3, delay_secs=1)).build().run(None))
+    got = {n: [parts for number, _, parts in seen if number == n] for n in range(4)}
+    assert got == {0: [None] * 3, 1: [[0, 1]] * 3, 2: [None] * 3, 3: [[2, 3]] * 3}
+
+
 class Gauge:
     """How many are inside at once, and the most there were."""
 
