@@ -13,7 +13,7 @@ from blazen_peer import telemetry
 from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import EncodeError, PeerError, RefNotFoundError, UnknownStepError, ValidationError
 from blazen_peer.ref_listing import HeldRef, held_refs
-from blazen_peer.runtime.context import current_run
+from blazen_peer.runtime.context import current_run, until_run_ends
 from blazen_peer.runtime.refs import RemoteRef
 from blazen_peer.transport.channels import Endpoint, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
@@ -132,7 +132,9 @@ class RefCalls:
         max_bytes: int = MAX_DEREF_BYTES,
     ) -> T | Any:
         """Do what :meth:`deref` does while this thread waits."""
-        return run_in_background(self.deref(ref, deserializer, timeout_secs=timeout_secs, max_bytes=max_bytes))
+        return run_in_background(
+            self.deref(ref, deserializer, timeout_secs=timeout_secs, max_bytes=max_bytes), until_run_ends(current_run())
+        )
 
     async def deref_chunks(self, ref: RemoteRef, *, timeout_secs: float = DEREF_TIMEOUT_SECS) -> AsyncIterator[bytes]:
         """Yield the bytes of a value in chunks, in constant memory. Only the normal end says that they were the value.
@@ -163,7 +165,7 @@ class RefCalls:
 
     def deref_to_blocking(self, ref: RemoteRef, file: BinaryIO, *, timeout_secs: float = DEREF_TIMEOUT_SECS) -> int:
         """Do what :meth:`deref_to` does while this thread waits."""
-        return run_in_background(self.deref_to(ref, file, timeout_secs=timeout_secs))
+        return run_in_background(self.deref_to(ref, file, timeout_secs=timeout_secs), until_run_ends(current_run()))
 
     async def release(self, ref: RemoteRef, *, timeout_secs: float = RELEASE_TIMEOUT_SECS) -> bool:
         """Let the peer forget *ref*; return whether there was such a ref for this caller.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import threading
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import Final, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,7 +16,7 @@ from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import BlazenError, EncodeError, InvocationNotFoundError, PeerError, ValidationError
 from blazen_peer.remote_stream import Open, Read, RemoteStream, StreamCall
 from blazen_peer.repeats import Repeats
-from blazen_peer.runtime.context import RunInfo, current_run
+from blazen_peer.runtime.context import RunInfo, current_run, until_run_ends
 from blazen_peer.transport.channels import Endpoint, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE
@@ -229,24 +227,6 @@ def time_of_child(parent: RunInfo | None, timeout_secs: float | None) -> float |
     if left_secs is None:
         return timeout_secs
     return left_secs if timeout_secs is None else min(check_timeout_secs(timeout_secs), left_secs)
-
-
-def until_run_ends(run: RunInfo | None) -> Callable[[Future[Any]], None] | None:
-    """Return what has a wait of this thread cancelled at the end of *run*, which no cancellation of a task reaches.
-
-    A thread waits for one call at a time, so that the last one told is the one.
-    """
-    refs = None if run is None else run.refs
-    if refs is None:
-        return None
-
-    def begun(wait: Future[Any]) -> None:
-        def cancel() -> None:
-            wait.cancel()
-
-        refs.at_end((until_run_ends, threading.get_ident()), cancel)
-
-    return begun
 
 
 def _read_envelope(message: bytes) -> SubWorkflowEvent:

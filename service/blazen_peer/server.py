@@ -174,8 +174,9 @@ class PeerServer:
         self._used = True
         settings = self._settings
         self._stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
         self._refs = RefServing(
-            RefTable(settings, node_id=self._node_id, clock=time.monotonic, epoch_ms=epoch_ms, new_uuid=uuid4),
+            RefTable(settings, node_id=self._node_id, clock=_clock_of(loop), epoch_ms=epoch_ms, new_uuid=uuid4),
             max_message_bytes=settings.max_message_bytes,
         )
         self._invocations = Invocations(
@@ -270,3 +271,8 @@ def _by_name(workflows: Iterable[Workflow]) -> dict[str, Workflow]:
         if named.setdefault(workflow.name, workflow) is not workflow:
             raise ValidationError(f"workflows= has two named {workflow.name!r}: choose another name")
     return named
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return the loop's clock as it is at each reading: a test may take the loop's time over after the server began."""
+    return lambda: float(loop.time())

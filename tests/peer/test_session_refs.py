@@ -38,6 +38,7 @@ from blazen_peer import (
 )
 from blazen_peer.auth.tokens import TokenKeys, mint
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.testing import virtual_time
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.wire import (
     DerefRequest,
@@ -516,6 +517,19 @@ async def test_lease(serve: Serve, connect: Connect) -> None:
     assert await client.release(ref) is False
 
 
+async def test_lease_in_virtual_time(serve: Serve, connect: Connect) -> None:
+    """An hour goes by at once where the loop's time is the test's: use at half time keeps a ref, and the other is let go."""
+    server = await serve()
+    client = await connect(server)
+    async with virtual_time() as clock:
+        used, idle = await put_one(client), await put_one(client)
+        await clock.advance(1800)
+        await client.deref(used)
+        await clock.advance(1800.1)
+        assert len(server._refs.table) == 1
+        assert [await is_gone(client, ref) for ref in (used, idle)] == [False, True]
+
+
 async def test_lease_is_the_owners_to_renew(serve: Serve, connect: Connect) -> None:
     """Each use begins the lease anew."""
     client = await connect(await serve())
@@ -799,8 +813,22 @@ async def test_deadline(serve: Serve, connect: Connect, registry: Registry) -> N
 
     client = await connect(await serve())
     [ref] = (await client.run_remote_workflow("w", ["stuck"], "null")).remote_refs.values()
+    over: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read(event: StartEvent) -> StopEvent:
+        try:
+            client.deref_blocking(ref)
+        except BaseException as error:
+            loop.call_soon_threadsafe(over.put_nowait, type(error).__name__)
+        return StopEvent()
+
     try:
         with pytest.raises(TransportError, match="deadline"):
             await client.deref(ref, timeout_secs=0.1)
+        with pytest.raises(WorkflowError, match="timed out"):
+            await WorkflowBuilder("parent").step("read", None, None, read).build().run(timeout_secs=0.1)
+        async with asyncio.timeout(10):
+            assert await over.get() == "CancelledError", "a run's end ends the wait of its thread"
     finally:
         go_on.set()
