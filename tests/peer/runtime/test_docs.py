@@ -1,4 +1,4 @@
-"""The pages on steps and events, on remote calls and on session refs: their code runs as it stands there."""
+"""The pages on steps and events, on remote calls, on session refs and on testing: their code runs as it stands there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 from blazen_peer.runtime import isolated_registry
 
 DOCS = Path(__file__).parents[3] / "docs"
+PAGES = [("steps-and-events.md", 9), ("remote-calls.md", 3), ("session-refs.md", 3), ("testing.md", 4)]
 
 
-@pytest.mark.parametrize(("page", "least"), [("steps-and-events.md", 9), ("remote-calls.md", 3), ("session-refs.md", 3)])
+@pytest.mark.parametrize(("page", "least"), PAGES)
 def test_snippets(monkeypatch: pytest.MonkeyPatch, page: str, least: int) -> None:
     """Each block of Python runs, in order, in one module; what it asserts is so."""
     module = types.ModuleType("my_docs")
