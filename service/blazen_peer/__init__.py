@@ -47,6 +47,7 @@ from blazen_peer.runtime import (
     unregister_workflow,
 )
 from blazen_peer.server import PeerServer
+from blazen_peer.transport.tls import ClientTls, ServerTls, load_client_tls, load_server_tls
 from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Caller",
     "CancelOutcome",
     "CancelReport",
+    "ClientTls",
     "Context",
     "EncodeError",
     "EnvelopeVersionError",
@@ -71,6 +73,7 @@ __all__ = [
     "RemoteStream",
     "Retry",
     "ServerSettings",
+    "ServerTls",
     "StartEvent",
     "StopEvent",
     "TlsError",
@@ -84,6 +87,8 @@ __all__ = [
     "WorkflowResult",
     "WorkflowWarning",
     "isolated_registry",
+    "load_client_tls",
+    "load_server_tls",
     "local_step",
     "parallel",
     "register_workflow",

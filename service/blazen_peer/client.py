@@ -32,6 +32,7 @@ from blazen_peer.transport.channels import Channels, Endpoint, run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import PEER_SERVICE
 from blazen_peer.transport.status import raised_by
+from blazen_peer.transport.tls import ClientTls
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata, PeerTraits
 
@@ -52,13 +53,15 @@ class PeerClient(RefCalls, RunCalls):
     ``async with``, or call :meth:`close`.
     """
 
-    def __init__(self, address: str, client_node_id: str, token: str | None, max_message_bytes: int) -> None:
+    def __init__(
+        self, address: str, client_node_id: str, token: str | None, max_message_bytes: int, tls: ClientTls | None = None
+    ) -> None:
         """Prepare a client without connecting it: use :meth:`connect`."""
         super().__init__()
         self._node_id = check_node_id(client_node_id)
         self._address = address
         self._max_message_bytes = max_message_bytes
-        self._channels = Channels(client_target(address), max_message_bytes)
+        self._channels = Channels(client_target(address, tls=tls is not None), max_message_bytes, tls)
         self._tokens = TokenSource.of(token, os.environ)
         self._minter = TokenMinter(self._node_id)
         self._traits = PeerTraits()
@@ -75,22 +78,25 @@ class PeerClient(RefCalls, RunCalls):
         token: str | None = None,
         timeout_secs: float = CONNECT_TIMEOUT_SECS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: ClientTls | None = None,
     ) -> Self:
         """Connect, blocking: one health call goes all the way to the peer, through the sidecars where there are any.
 
         Args:
-            address: ``http://host:port`` (behind a sidecar its egress port) or ``unix:PATH``.
+            address: ``http://host:port`` (behind a sidecar its egress port) or ``unix:PATH``; ``https://host:port`` with *tls*.
             client_node_id: Names the calling end in logs and traces, and in the token.
             token: The shared token; by default ``BLAZEN_PEER_TOKEN`` or the file that ``BLAZEN_PEER_TOKEN_FILE`` names.
             timeout_secs: How long to wait for the peer, in seconds.
             max_message_bytes: The largest message, each way.
+            tls: From :func:`load_client_tls`, for a peer without a sidecar that speaks TLS itself.
 
         Raises:
             ValidationError: The address, the node id or the token is not usable.
             TransportError: Nobody answered in time.
+            TlsError: With *tls*, one end does not believe the other's certificate.
             PermissionDeniedError: A sidecar on the way allows no flow from here to there.
         """
-        client = cls(address, client_node_id, token, max_message_bytes)
+        client = cls(address, client_node_id, token, max_message_bytes, tls)
         run_in_background(client._greet(timeout_secs))
         return client
 
@@ -103,9 +109,10 @@ class PeerClient(RefCalls, RunCalls):
         token: str | None = None,
         timeout_secs: float = CONNECT_TIMEOUT_SECS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: ClientTls | None = None,
     ) -> Self:
         """Connect as :meth:`connect` does, without blocking the running loop."""
-        client = cls(address, client_node_id, token, max_message_bytes)
+        client = cls(address, client_node_id, token, max_message_bytes, tls)
         await client._greet(timeout_secs)
         return client
 
@@ -244,7 +251,7 @@ class PeerClient(RefCalls, RunCalls):
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return
             await self.aclose()
-            failure = raised_by(error)
+            failure = raised_by(error, greeting_over_tls=self._channels.over_tls)
             if isinstance(failure, TransportError):  # a health check runs nothing, whatever became of it
                 failure = type(failure)(str(failure), may_have_run=False)
             raise failure from error

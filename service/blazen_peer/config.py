@@ -113,26 +113,29 @@ def parse_listen_address(text: str) -> ListenAddress:
     return ListenAddress(f"{host}:{port}", _is_loopback(host, text), host)
 
 
-def client_target(address: str) -> str:
-    """Return grpcio's target for a client's *address*: ``http://host:port`` or ``unix:PATH``.
+def client_target(address: str, *, tls: bool = False) -> str:
+    """Return grpcio's target for a client's *address*: ``http://host:port`` or ``unix:PATH``; with *tls* ``https://host:port``.
 
     Raises:
-        ValidationError: It is neither, or ``https``: a sidecar speaks TLS for a peer.
+        ValidationError: It is neither, or ``https`` without *tls* or *tls* without ``https``.
     """
+    if tls and not address.startswith("https://"):
+        raise ValidationError(f"address {address[:200]!r}: tls= needs an https:// address, such as https://10.0.0.2:50051")
     if address.startswith("unix:"):
         return _unix_target(address)
     parts = urlsplit(address) if "://" in address else urlsplit(f"http://{address}")
-    if parts.scheme == "https":
+    if parts.scheme == "https" and not tls:
         raise ValidationError(
-            f"address {address[:200]!r}: peers speak plain text and their sidecar speaks TLS; "
-            "use the sidecar's egress port, such as http://127.0.0.1:16001"
+            f"address {address[:200]!r}: a peer beside a sidecar is called by the sidecar's egress port, such as "
+            "http://127.0.0.1:16001; for a peer that speaks TLS itself give tls=load_client_tls(...)"
         )
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if parts.scheme != "http" or not host or not port or parts.username or parts.path not in ("", "/") or parts.query:
-        raise ValidationError(f"address {address[:200]!r} is not valid: use http://host:port or unix:PATH")
+    scheme, usage = ("https", "https://host:port") if tls else ("http", "http://host:port or unix:PATH")
+    if parts.scheme != scheme or not host or not port or parts.username or parts.path not in ("", "/") or parts.query:
+        raise ValidationError(f"address {address[:200]!r} is not valid: use {usage}")
     target = f"[{host}]" if ":" in host else host
     _is_loopback(target, address)
     return f"{target}:{port}"

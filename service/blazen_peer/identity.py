@@ -73,7 +73,8 @@ class Caller:
     """Who made a call, as the gate saw it. Callers of different kinds are never equal (``semantics.md``, "Who the caller is").
 
     Attributes:
-        kind: ``"proven"`` (a certificate, by way of the sidecar), ``"claimed"`` (a token's ``iss`` alone) or ``"anonymous"``.
+        kind: ``"proven"`` (a certificate, shown to the sidecar or to the peer),
+            ``"claimed"`` (a token's ``iss`` alone) or ``"anonymous"``.
         name: The full SPIFFE URI, the claimed node id, or the empty string.
     """
 

@@ -42,6 +42,7 @@ from blazen_peer.transport.servicer import (
     control_handlers,
     peer_handlers,
 )
+from blazen_peer.transport.tls import ServerTls
 from blazen_peer.wire.metadata import PeerTraits
 
 __all__ = ["PeerServer"]
@@ -58,7 +59,8 @@ class PeerServer:
     Args:
         node_id: Names this peer in traces, logs and ref descriptors.
         token: The shared token; by default ``BLAZEN_PEER_TOKEN`` or the file that ``BLAZEN_PEER_TOKEN_FILE`` names.
-        require_identity: Refuse every call that did not come through the sidecar. Needs a token and the proof.
+        require_identity: Refuse every call of whom no certificate proves who it is. Needs a token, and the sidecar's proof or
+            direct TLS.
         sidecar_proof_file: The secret that the sidecar adds to what it forwards; without it no identity header counts.
         insecure: Allow listening beyond loopback without a token.
         settings: Limits and times.
@@ -86,8 +88,6 @@ class PeerServer:
         self._proof = ProofSource(sidecar_proof_file) if sidecar_proof_file is not None else None
         if require_identity and self._tokens is None:
             raise ValidationError("require_identity demands a token as well: set BLAZEN_PEER_TOKEN")
-        if require_identity and self._proof is None:
-            raise ValidationError("require_identity demands the sidecar's proof: give sidecar_proof_file")
         self._require_identity, self._insecure = require_identity, insecure
         self._settings = settings or ServerSettings()
         self._registry = registry or DEFAULT_REGISTRY
@@ -104,7 +104,7 @@ class PeerServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, as a client writes it: ``http://host:port`` or ``unix:PATH``.
+        """Where it listens, as a client writes it: ``http://host:port``, ``https://host:port`` or ``unix:PATH``.
 
         Raises:
             ValidationError: It does not listen yet.
@@ -113,36 +113,39 @@ class PeerServer:
             raise ValidationError("this server does not listen yet")
         return self._address
 
-    async def serve(self, listen_address: str) -> None:
+    async def serve(self, listen_address: str, *, tls: ServerTls | None = None) -> None:
         """Listen on *listen_address* and serve until :meth:`drain` is called or the surrounding task is cancelled.
 
         Args:
-            listen_address: ``host:port`` (0 picks a free one) or ``unix:PATH``. Without a token it must be loopback.
+            listen_address: ``host:port`` (0 picks a free one) or ``unix:PATH``. Without a token or *tls* it must be loopback.
+            tls: From :func:`load_server_tls`, for a peer without a sidecar: speak mutual TLS here. Then every caller must
+                have a certificate of that CA, and is who its certificate says.
 
         Raises:
-            ValidationError: The address is not usable, or this server has served before.
+            ValidationError: The address is not usable, or this server has served before; ``require_identity`` without *tls*
+                and without the sidecar's proof.
             TransportError: The address cannot be bound, by another program's having it for one.
         """
-        await self._start(listen_address)
+        await self._start(listen_address, tls)
         try:
             await self._stopped.wait()
         finally:
             await self._stop()
 
-    def serve_blocking(self, listen_address: str) -> None:
+    def serve_blocking(self, listen_address: str, *, tls: ServerTls | None = None) -> None:
         """Do what :meth:`serve` does while this thread waits. On the main thread SIGTERM and SIGINT drain it, a second
         one stops it at once, and the process ends within the drain's time whatever a step does."""
         settings = self._settings
         run_until_signalled(
-            self.serve(listen_address),
+            self.serve(listen_address, tls=tls),
             drain=self.drain,
             budget_secs=settings.lame_duck_secs + settings.drain_secs + 2 * CANCEL_GRACE_SECS + 1,
         )
 
     @asynccontextmanager
-    async def serving(self, listen_address: str = "127.0.0.1:0") -> AsyncIterator[Self]:
+    async def serving(self, listen_address: str = "127.0.0.1:0", *, tls: ServerTls | None = None) -> AsyncIterator[Self]:
         """Serve inside the block: entered means listening at :attr:`address`, left means drained (without a lame duck)."""
-        await self._start(listen_address)
+        await self._start(listen_address, tls)
         try:
             yield self
             await self.drain(lame_duck_secs=0)
@@ -162,15 +165,11 @@ class PeerServer:
             self._draining = asyncio.create_task(self._drained(lame_duck))
         await asyncio.shield(self._draining)
 
-    async def _start(self, listen_address: str) -> None:
+    async def _start(self, listen_address: str, tls: ServerTls | None) -> None:
         if self._used:
             raise ValidationError("this server has served before: make a new PeerServer")
         address = parse_listen_address(listen_address)
-        if self._tokens is None and not address.is_local and not self._insecure:
-            raise ValidationError(
-                f"refusing to listen on {listen_address} without a token: set BLAZEN_PEER_TOKEN (blazen-peer token makes one), "
-                "listen on loopback, or say insecure"
-            )
+        self._check_guarded(listen_address, address, tls)
         self._used = True
         settings = self._settings
         self._stopped = asyncio.Event()
@@ -190,16 +189,30 @@ class PeerServer:
                 max_message_bytes=settings.max_message_bytes,
             )
         )
-        self._grpc = self._assembled()
-        self._address = self._bound(address)
+        self._grpc = self._assembled(direct_tls=tls is not None)
+        self._address = self._bound(address, tls)
         for service in ("", PEER_SERVICE, CONTROL_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
         if self._tokens is None:
-            logger.warning("%s has no token: every local process may call it", self._node_id)
+            who = "every local process" if tls is None else "whoever has a certificate of the CA"
+            logger.warning("%s has no token: %s may call it", self._node_id, who)
         logger.info("%s listens on %s", self._node_id, self._address)
 
-    def _assembled(self) -> grpc.aio.Server:
+    def _check_guarded(self, listen_address: str, address: ListenAddress, tls: ServerTls | None) -> None:
+        if tls is not None and self._proof is not None:
+            raise ValidationError("with direct TLS no sidecar vouches for callers: leave sidecar_proof_file away, or tls")
+        if tls is not None and address.host is None:
+            raise ValidationError(f"tls= needs host:port to listen on, not {listen_address}")
+        if self._require_identity and tls is None and self._proof is None:
+            raise ValidationError("require_identity demands the sidecar's proof or direct TLS: give sidecar_proof_file or tls")
+        if self._tokens is None and tls is None and not address.is_local and not self._insecure:
+            raise ValidationError(
+                f"refusing to listen on {listen_address} without a token: set BLAZEN_PEER_TOKEN (blazen-peer token makes one), "
+                "listen on loopback, or say insecure"
+            )
+
+    def _assembled(self, *, direct_tls: bool) -> grpc.aio.Server:
         limit = self._settings.max_message_bytes
         server = grpc.aio.server(
             options=(
@@ -226,18 +239,22 @@ class PeerServer:
             keys=self._tokens.keys if self._tokens else lambda: None,
             proofs=self._proof.proofs if self._proof else tuple,
             clock=time.time,
+            direct_tls=direct_tls,
         )
         server.add_generic_rpc_handlers((gate,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 
-    def _bound(self, address: ListenAddress) -> str:
+    def _bound(self, address: ListenAddress, tls: ServerTls | None) -> str:
         check_bindable(address)
         try:
-            port = self._grpc.add_insecure_port(address.target)
+            if tls is None:
+                port = self._grpc.add_insecure_port(address.target)
+            else:
+                port = self._grpc.add_secure_port(address.target, tls.credentials())
         except RuntimeError:
             raise TransportError(f"cannot listen on {address.target}", may_have_run=False) from None
-        return address.target if address.host is None else f"http://{address.host}:{port}"
+        return address.target if address.host is None else f"{'http' if tls is None else 'https'}://{address.host}:{port}"
 
     async def _drained(self, lame_duck_secs: float) -> None:
         logger.info("%s drains: %d runs in progress", self._node_id, self._invocations.in_progress)

@@ -87,10 +87,33 @@ def test_not_a_client_target(address: str) -> None:
         client_target(address)
 
 
-def test_https_is_the_sidecars() -> None:
-    """A user who writes https learns where TLS is done, and the port to use."""
-    with pytest.raises(ValidationError, match="egress port"):
+@pytest.mark.parametrize("words", ["egress port", r"give tls=load_client_tls\("])
+def test_https_without_tls(words: str) -> None:
+    """A user who writes https learns of both ways: the sidecar's port, and TLS of one's own."""
+    with pytest.raises(ValidationError, match=words):
         client_target("https://peer-b.local:50051")
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        pytest.param("https://peer-b.local:50051", "peer-b.local:50051", id="name"),
+        pytest.param("https://10.0.0.2:1/", "10.0.0.2:1", id="v4"),
+        pytest.param("https://[::1]:1", "[::1]:1", id="v6"),
+    ],
+)
+def test_client_target_with_tls(address: str, target: str) -> None:
+    """With TLS an https address becomes grpcio's target."""
+    assert client_target(address, tls=True) == target
+
+
+@pytest.mark.parametrize(
+    "address", ["http://h:1", "h:1", "unix:/run/p.sock", "https://h", "https://h:1/p", "https://u@h:1", ""]
+)
+def test_not_a_client_target_with_tls(address: str) -> None:
+    """With TLS anything else is refused with a line that shows what is right; tls= never goes over plain text."""
+    with pytest.raises(ValidationError, match="https://"):
+        client_target(address, tls=True)
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan, "5", True, None])

@@ -173,7 +173,6 @@ OPTIONS = [
     pytest.param({"token": ""}, id="token-empty"),
     pytest.param({"token": "t" * 31}, id="token-short"),
     pytest.param({"require_identity": True}, id="identity-without-token"),
-    pytest.param({"require_identity": True, "token": TOKEN}, id="identity-without-proof"),
     pytest.param({"sidecar_proof_file": "no/such/file"}, id="no-such-proof"),
 ]
 

@@ -8,6 +8,9 @@
    ignored as if it were not there. ``require_identity`` refuses every call that has not both.
 4. The two together. A JWT's ``iss`` must be the proven node. A raw bearer says nothing of a node, and needs not.
 
+Over direct mutual TLS the caller's own certificate stands in the place of 2 and 3: it must hold exactly one URI, which names a
+peer. What such a caller sends as proof or identity header is not looked at: no sidecar stands between.
+
 What fails in 2 to 4 is PERMISSION_DENIED.
 """
 
@@ -19,6 +22,7 @@ from hmac import compare_digest
 from blazen_peer.auth.refusal import AUTHORIZATION, CLIENT_CERT, SIDECAR_PROOF, Refused
 from blazen_peer.auth.sidecar import parse_client_cert
 from blazen_peer.auth.tokens import MAX_BEARER_CHARS, TokenKeys, VerifiedTokens
+from blazen_peer.errors import ValidationError
 from blazen_peer.identity import ANONYMOUS, Caller, PeerId
 
 __all__ = ["Gate", "Refused"]
@@ -44,6 +48,7 @@ class Gate:
         keys: TokenKeys | None,
         proofs: tuple[str, ...],
         now: float,
+        certificate_uris: Sequence[bytes] | None = None,
     ) -> Caller:
         """Return who makes the call with *metadata* (names in lower case, as gRPC gives them).
 
@@ -51,6 +56,8 @@ class Gate:
             keys: The tokens in force; None admits callers without one.
             proofs: The sidecar's secrets in force; empty means that no sidecar vouches for anybody.
             now: Seconds since the epoch.
+            certificate_uris: The URI names in the certificate that the caller showed to this very process, by mutual TLS;
+                None where the connection is plain.
 
         Raises:
             Refused: See the rules above.
@@ -67,7 +74,10 @@ class Gate:
                 sent_proofs.append(value)
 
         claimed = None if keys is None else self._authenticate(authorization, keys, now)
-        peer = _proven(certificates) if _vouched_for(sent_proofs, proofs) else None
+        if certificate_uris is not None:
+            peer: PeerId | None = _named_by(certificate_uris)
+        else:
+            peer = _proven(certificates) if _vouched_for(sent_proofs, proofs) else None
         if peer is None:
             if self._require_identity:
                 raise Refused("PERMISSION_DENIED", "the call did not come through the sidecar with a client certificate")
@@ -105,6 +115,17 @@ def _proven(values: list[str | bytes]) -> PeerId | None:
     if value is None:
         raise Refused("PERMISSION_DENIED", f"{len(values)} {CLIENT_CERT} values instead of one")
     return parse_client_cert(value).peer
+
+
+def _named_by(uris: Sequence[bytes]) -> PeerId:
+    if len(uris) != 1:
+        raise Refused("PERMISSION_DENIED", f"the client's certificate holds {len(uris)} URIs instead of one")
+    try:
+        return PeerId.parse(uris[0].decode("ascii"))
+    except (UnicodeDecodeError, ValidationError):
+        raise Refused(
+            "PERMISSION_DENIED", "the client's certificate names something else than spiffe://<trust domain>/peer/<node id>"
+        ) from None
 
 
 def _only(values: list[str | bytes]) -> str | None:

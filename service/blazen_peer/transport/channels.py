@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
@@ -18,12 +19,14 @@ from grpc_health.v1 import health_pb2
 
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
+from blazen_peer.transport.tls import ClientTls
 
 __all__ = ["Channels", "Endpoint", "run_in_background"]
 
 T = TypeVar("T")
 
 FAREWELL_SECS: Final = 2.0
+RETIRED_SECS: Final = 3600.0  # calls that take longer go on all the same: gRPC lets a channel go, not its calls
 WAY_OUT_SECS: Final = 1.0
 _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment must never see a call to the sidecar
@@ -42,13 +45,24 @@ class Endpoint:
         farewells: Tasks that end child runs; closing waits for them, shortly.
     """
 
-    def __init__(self, target: str, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        max_message_bytes: int,
+        credentials: grpc.ChannelCredentials | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        self.credentials = credentials
         limits = (
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
         )
         self.farewells: set[asyncio.Task[None]] = set()
-        self.channel = grpc.aio.insecure_channel(target, options=(*_OPTIONS, *limits))
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(target, options=(*_OPTIONS, *limits))
+        else:
+            named = () if server_name is None else (("grpc.ssl_target_name_override", server_name),)
+            self.channel = grpc.aio.secure_channel(target, credentials, options=(*_OPTIONS, *limits, *named))
         self.invoke: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
             f"/{PEER_SERVICE}/InvokeSubWorkflow"
         )
@@ -125,18 +139,29 @@ class Endpoint:
 class Channels:
     """The endpoints of one client, by event loop. Safe to use from any thread."""
 
-    def __init__(self, target: str, max_message_bytes: int) -> None:
-        self._target, self._max_message_bytes = target, max_message_bytes
+    def __init__(self, target: str, max_message_bytes: int, tls: ClientTls | None = None) -> None:
+        self._target, self._max_message_bytes, self._tls = target, max_message_bytes, tls
         self._endpoints: dict[asyncio.AbstractEventLoop, Endpoint] = {}
+        self._retired: list[tuple[asyncio.AbstractEventLoop, Endpoint]] = []
         self._lock = threading.Lock()
         self.closed = False
 
+    @property
+    def over_tls(self) -> bool:
+        """Whether these channels speak TLS themselves."""
+        return self._tls is not None
+
     def here(self) -> Endpoint:
-        """Return the running loop's endpoint."""
+        """Return the running loop's endpoint: a new one, on a new connection, once the TLS files have changed."""
         loop = asyncio.get_running_loop()
         endpoint = self._endpoints.get(loop)
+        credentials = None if self._tls is None else self._tls.credentials()
+        if endpoint is not None and endpoint.credentials is not credentials:
+            self._retire(loop, endpoint)
+            endpoint = None
         if endpoint is None:
-            endpoint = Endpoint(self._target, self._max_message_bytes)
+            server_name = None if self._tls is None else self._tls.server_name
+            endpoint = Endpoint(self._target, self._max_message_bytes, credentials, server_name)
             with self._lock:
                 for over in [known for known in self._endpoints if known.is_closed()]:
                     del self._endpoints[over]  # an endpoint holds its loop, so that neither would ever go by itself
@@ -147,9 +172,23 @@ class Channels:
         """Close what belongs to other loops that run, and return what there is to wait for; the rest goes with its loop."""
         self.closed = True
         with self._lock:
-            endpoints = list(self._endpoints.items())
+            endpoints = [*self._endpoints.items(), *self._retired]
             self._endpoints.clear()
+            self._retired.clear()
         return [asyncio.run_coroutine_threadsafe(endpoint.close(), loop) for loop, endpoint in endpoints if loop.is_running()]
+
+    def _retire(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> None:
+        """Let *endpoint* go once no call can be in flight on it any more; until then it is there to be closed with the rest."""
+        retired = (loop, endpoint)
+        with self._lock:
+            self._retired = [kept for kept in self._retired if not kept[0].is_closed()]
+            self._retired.append(retired)
+
+        def let_go() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._retired.remove(retired)
+
+        loop.call_later(RETIRED_SECS, let_go)
 
 
 class _BackgroundLoop:

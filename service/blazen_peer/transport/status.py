@@ -61,7 +61,10 @@ _NEVER_SENT = re.compile(
     r"|reset reason: (remote |local )?connection (failure|timeout)|reset reason: overflow",
     re.IGNORECASE,
 )
-_TLS = re.compile(r"TLS_error|SSL_ERROR|CERTIFICATE_VERIFY_FAILED|handshake (failed|failure)", re.IGNORECASE)
+_TLS = re.compile(
+    r"TLS_error|SSL_ERROR|CERTIFICATE_VERIFY_FAILED|handshake (failed|failure)|Custom verification check failed", re.IGNORECASE
+)
+_CLOSED_WHILE_CONNECTING = re.compile(r"failed to connect to all addresses.*(Socket closed|reset by peer)", re.DOTALL)
 # grpcio: "larger than max (5 vs. 4)". tonic: "length too large: found 5 bytes, the limit is: 4 bytes".
 _SIZES = re.compile(r"\((\d+) vs\. (\d+)\)|found (\d+) bytes, the limit is: (\d+)")
 
@@ -96,9 +99,17 @@ def refusal_of(error: BlazenError) -> Refusal:
     return Refusal(code, text, ((DETAILS_KEY, status.SerializeToString()),))
 
 
-def raised_by(error: grpc.aio.AioRpcError) -> BlazenError:
-    """Return the error that a caller gets to see for a failed RPC; never a bare gRPC error."""
+def raised_by(error: grpc.aio.AioRpcError, *, greeting_over_tls: bool = False) -> BlazenError:
+    """Return the error that a caller gets to see for a failed RPC; never a bare gRPC error.
+
+    Args:
+        error: What gRPC raised.
+        greeting_over_tls: Whether it was the first call over direct TLS. A server that does not believe a client's certificate
+            just closes the connection; later on, it may as well have been going away.
+    """
     text = error.details() or error.code().name
+    if greeting_over_tls and _CLOSED_WHILE_CONNECTING.search(text):
+        return TlsError(f"the peer does not accept this client's certificate, or speaks no TLS: {text}")
     status = _details_of(error)
     info = _unpacked_info(status) if status is not None else None
     if status is not None and info is not None:

@@ -84,7 +84,7 @@ def test_a_defect_keeps_its_traceback(command: Command, monkeypatch: pytest.Monk
         pytest.param(
             {"more": ["--require-identity"]},
             {"BLAZEN_PEER_TOKEN": "t" * 32},
-            "require_identity demands the sidecar's proof",
+            "require_identity demands the sidecar's proof or direct TLS",
             id="identity-without-proof",
         ),
         pytest.param({}, {"BLAZEN_PEER_TOKEN": ""}, "the token is set but empty", id="empty-token"),
