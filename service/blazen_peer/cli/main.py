@@ -17,6 +17,7 @@ from blazen_peer import telemetry
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, fail, print_json, printable, report
 from blazen_peer.cli.refs import ref_object, refs_app
+from blazen_peer.cli.runs import cancel, follow
 from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
 from blazen_peer.cli.tracing import start_tracing
@@ -29,7 +30,7 @@ __all__ = ["entry", "main"]
 MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
 EXIT_CODES: Final = (
     "Exit codes: 0 done, 2 wrong use, 3 refused, 4 the workflow failed, 5 transport, 6 overloaded, "
-    "7 unknown step, workflow or session ref, 1 any other failure of the call, 130 Ctrl-C."
+    "7 unknown step, workflow, session ref or run, 1 any other failure of the call, 130 Ctrl-C."
 )
 # Typer carries click's classes under different module names from release to release; its own subclass always leads to them.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -47,6 +48,10 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 app.add_typer(refs_app, name="refs")
+app.command(
+    epilog="Exit codes: 0 stopped, or already finished, 1 still stopping, or any other failure, 2 wrong use, 3 refused, "
+    "5 transport, 7 no such run."
+)(cancel)
 
 
 @app.command(
@@ -80,7 +85,10 @@ def serve(
     drain_secs: Annotated[
         float, typer.Option(metavar="SECS", help="How long runs may then finish before they are cancelled.")
     ] = 30,
-    max_runs: Annotated[int, typer.Option(metavar="COUNT", help="Runs in progress at once; a call beyond is refused.")] = 4096,
+    max_runs: Annotated[int, typer.Option(metavar="COUNT", help="Runs in progress at once; calls beyond wait.")] = 4096,
+    max_queued_runs: Annotated[
+        int, typer.Option(metavar="COUNT", help="Calls that may wait for their turn; one beyond is refused.")
+    ] = 1024,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the steps that MODULE registers, until SIGTERM or SIGINT; then drain and end. A second signal stops at once.
@@ -98,6 +106,7 @@ def serve(
         lame_duck_secs=lame_duck_secs,
         drain_secs=drain_secs,
         max_runs=max_runs,
+        max_queued_runs=max_queued_runs,
     )
     serve_app(
         app_module,
@@ -124,10 +133,22 @@ def run(
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="SECS", help="What the run may take; the peer's default otherwise.")
     ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print each event that the run emits, one a line.")] = False,
+    invocation_id: Annotated[
+        str | None,
+        typer.Option(
+            "--invocation-id", metavar="ID", help="Names the run for cancel and repeats: the same call again runs nothing anew."
+        ),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option("--retries", metavar="COUNT", help="How often to go on after the connection broke.")
+    ] = 0,
     node_id: NodeId = "cli",
     as_json: AsJson = False,
 ) -> None:
     """Run a workflow on a peer and print its result.
+
+    With --stream and --json, each event is one object on one line, and the result is the last line.
 
     [bold]Example[/bold]
 
@@ -137,6 +158,7 @@ def run(
     """
     console = Console(stderr=True)
     text = _input_text(input_)
+    invocation_id = invocation_id or secrets.token_hex(16)
     end_tracing = start_tracing(node_id, os.environ)
     try:
         with (
@@ -145,7 +167,12 @@ def run(
             telemetry.command_span("run", workflow),
         ):
             trace_id = telemetry.current_trace_id()
-            result = client.run_remote_workflow_blocking(workflow, step or [], text, timeout)
+            names = (workflow, step or [], text, timeout)
+            if stream:
+                events = client.stream_remote_workflow(*names, invocation_id=invocation_id, retries=retries)
+                result = follow(events, as_json=as_json)
+            else:
+                result = client.run_remote_workflow_blocking(*names, invocation_id=invocation_id, retries=retries)
         if as_json:
             refs = [ref_object(ref) for ref in result.remote_refs.values()]
             print_json({"result": result.result, "trace_id": trace_id, **({"refs": refs} if refs else {})})
@@ -156,7 +183,10 @@ def run(
             if trace_id is not None:
                 console.print(f"trace {trace_id}", style="dim", highlight=False)
     except KeyboardInterrupt:
-        what = "stopped waiting; a run that has begun goes on at the peer until it ends or its time is over"
+        what = (
+            "stopped waiting; a run that has begun goes on at the peer until it ends or its time is over: "
+            f"blazen-peer cancel {address} {invocation_id} stops it"
+        )
         raise typer.Exit(fail(Exit.INTERRUPTED, "Interrupted", what, as_json=as_json)) from None
     finally:
         end_tracing()

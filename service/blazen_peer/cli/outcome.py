@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from blazen_peer.errors import (
     BlazenError,
+    InvocationNotFoundError,
     OverloadedError,
     PermissionDeniedError,
     RefNotFoundError,
@@ -49,6 +50,7 @@ _EXITS: tuple[tuple[type[BlazenError], Exit, str | None], ...] = (
     (TransportError, Exit.TRANSPORT, "is the peer running, and behind a sidecar, is the sidecar?"),
     (OverloadedError, Exit.OVERLOADED, "try again in a moment"),
     (UnknownStepError, Exit.UNKNOWN_STEP, "blazen-peer describe ADDRESS lists what the peer has"),
+    (InvocationNotFoundError, Exit.UNKNOWN_STEP, "was it this --node-id that began the run, and at this peer?"),
     (
         RefNotFoundError,
         Exit.UNKNOWN_STEP,

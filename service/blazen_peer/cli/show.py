@@ -68,6 +68,7 @@ def description_object(description: control_pb2.DescribeResponse) -> dict[str, o
         "limits": {
             "max_message_bytes": limits.max_message_bytes,
             "max_runs": limits.max_runs,
+            "max_queued_runs": limits.max_queued_runs,
             "default_timeout_secs": limits.default_timeout_ms / 1000,
             "max_timeout_secs": limits.max_timeout_ms / 1000,
         },

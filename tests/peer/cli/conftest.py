@@ -61,6 +61,12 @@ def a_registry(held: threading.Event, let_go: threading.Event) -> Registry:
     async def boom(event: StartEvent) -> StopEvent:
         raise RuntimeError("out of \x1b[31mink\x1b[0m\nand paper")
 
+    @registry.step("demo::emit")
+    async def emit(event: StartEvent, ctx: Context) -> StopEvent:
+        for n in range(event.data):
+            ctx.emit(Event.dynamic("demo::Counted", {"n": n, "odd": "\x1b"}))
+        return StopEvent(result="emitted")
+
     @registry.step("demo::hold")
     def hold(event: StartEvent) -> StopEvent:
         held.set()

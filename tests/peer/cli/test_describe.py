@@ -35,12 +35,13 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
     assert said["limits"] == {
         "max_message_bytes": 64 * 1024 * 1024,
         "max_runs": 4096,
+        "max_queued_runs": 1024,
         "default_timeout_secs": 300.0,
         "max_timeout_secs": 3600.0,
     }
     assert said["workflows"] == [{"name": "echo", "step_ids": ["demo::echo"]}]
     steps = {step["id"]: step for step in said["steps"]}
-    assert list(steps) == ["demo::boom", "demo::echo", "demo::greet", "demo::hold", "demo::put"]
+    assert list(steps) == ["demo::boom", "demo::echo", "demo::emit", "demo::greet", "demo::hold", "demo::put"]
     assert steps["demo::echo"]["accepts"] == [{"event_type": "blazen::StartEvent", "json_schema": None}]
     greeting = steps["demo::greet"]["accepts"][0]["json_schema"]
     assert (greeting["required"], greeting["properties"]["who"]["type"]) == (["who"], "string")

@@ -176,7 +176,6 @@ def test_every_error_has_an_exit_code() -> None:
         "EncodeError",
         "EnvelopeVersionError",
         "InvocationConflictError",
-        "InvocationNotFoundError",
         "PeerError",
     }
     assert codes["TlsError"] is Exit.TRANSPORT
