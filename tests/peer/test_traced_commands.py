@@ -19,10 +19,12 @@ OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(enco
 CANARY = "canary-7f3a"
 CALL = "blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 APP = f"""\
-from blazen_peer import StartEvent, StopEvent, step
+from blazen_peer import Context, Retry, StartEvent, StopEvent, step
 
-@step("app::echo")
-async def echo(event: StartEvent) -> StopEvent:
+@step("app::echo", retry=Retry(delay_secs=0))
+async def echo(event: StartEvent, ctx: Context) -> StopEvent:
+    if ctx.attempt == 1:
+        raise LookupError("{CANARY}")
     return StopEvent(result=event.data)
 
 @step("app::boom")
