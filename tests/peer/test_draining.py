@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2
 
 from blazen_peer import PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent, TransportError, WorkflowError
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.server import CANCEL_GRACE_SECS
+from blazen_peer.testing import peers, virtual_time
 from blazen_peer.wire import SubWorkflowRequest
 
 Serve = Callable[..., Awaitable[PeerServer]]
@@ -69,8 +71,8 @@ async def watch(server: PeerServer) -> AsyncIterator[int]:
             yield Health.FromString(message).status
 
 
-async def call(client: PeerClient, step_id: str) -> Any:
-    return (await client.run_remote_workflow("w", [step_id], "null", 30)).result
+async def call(client: PeerClient, step_id: str, timeout_secs: float = 40) -> Any:
+    return (await client.run_remote_workflow("w", [step_id], "null", timeout_secs)).result
 
 
 async def refused(client: PeerClient) -> TransportError:
@@ -83,30 +85,30 @@ async def refused(client: PeerClient) -> TransportError:
                 return error
 
 
-async def test_in_good_order(serve: Serve, connect: Connect, gates: Gates) -> None:
+async def test_in_good_order(registry: Registry, gates: Gates) -> None:
     """NOT_SERVING at once, calls taken during the lame duck, refused after it; what runs finishes, and its caller hears it."""
-    server = await serve(settings=ServerSettings(lame_duck_secs=0.5, drain_secs=10))
-    client = await connect(server)
-    health = watch(server)
-    async with asyncio.timeout(15):
+    settings = ServerSettings(lame_duck_secs=30, drain_secs=60)
+    async with peers(registry=registry, settings=settings) as pair, virtual_time() as clock:
+        health = watch(pair.server)
         assert await anext(health) == Health.SERVING
-        running = asyncio.create_task(call(client, "waits"))
-        await gates.begun.wait()
-        began = time.monotonic()
-        drained = asyncio.create_task(server.drain())
+        running = asyncio.create_task(call(pair.client, "waits"))
+        await pair.recorder.wait_for("waits")
+        drained = asyncio.create_task(pair.server.drain())
         assert await anext(health) == Health.NOT_SERVING
-        assert time.monotonic() - began < 0.4
-        assert await call(client, "quick") == "quick"
-        error = await refused(client)
-        assert time.monotonic() - began >= 0.45
+        await clock.advance(29.9)
+        assert await call(pair.client, "quick") == "quick"
+        await clock.advance(0.1)
+        error = await refused(pair.client)
         assert error.may_have_run is False
         assert "going away" in str(error)
+        assert pair.recorder.count("quick") == 1
         assert not drained.done()
         gates.go.set()
         assert await running == "waited"
+        await clock.advance(CANCEL_GRACE_SECS)  # for the health stream, which is still open
         await drained
         with pytest.raises(TransportError) as caught:
-            await connect(server, timeout_secs=1)
+            await pair.connect("node-c", timeout_secs=1)
         assert caught.value.may_have_run is False
         with pytest.raises((StopAsyncIteration, grpc.aio.AioRpcError)):
             await anext(health)
@@ -133,19 +135,20 @@ async def test_the_refusal_is_unavailable(
 
 
 @pytest.mark.parametrize("step_id", ["waits", "clings"])
-async def test_what_does_not_finish_is_cancelled(serve: Serve, connect: Connect, gates: Gates, step_id: str) -> None:
-    """After ``drain_secs`` runs are cancelled, their callers hear it, and the drain ends whatever steps do."""
-    server = await serve(settings=ServerSettings(lame_duck_secs=0, drain_secs=0.2))
-    running = asyncio.create_task(call(await connect(server), step_id))
-    async with asyncio.timeout(10):
-        await gates.begun.wait()
-        began = time.monotonic()
-        drained = asyncio.create_task(server.drain())
+async def test_what_does_not_finish_is_cancelled(registry: Registry, gates: Gates, step_id: str) -> None:
+    """After ``drain_secs`` and not before runs are cancelled, their callers hear it, and the drain ends whatever steps do."""
+    settings = ServerSettings(lame_duck_secs=0, drain_secs=120)
+    async with peers(registry=registry, settings=settings) as pair, virtual_time() as clock:
+        running = asyncio.create_task(call(pair.client, step_id, 600))
+        await pair.recorder.wait_for(step_id)
+        drained = asyncio.create_task(pair.server.drain())
+        await clock.advance(119.9)
+        assert not gates.cancelled.is_set()
+        await clock.advance(0.1)
+        assert gates.cancelled.is_set()
         with pytest.raises(WorkflowError, match=r"^workflow cancelled$"):
             await running
-        await gates.cancelled.wait()
         await drained
-    assert 0.15 < time.monotonic() - began < 4
     gates.go.set()
 
 

@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 
 from blazen_peer import Event, PeerServer, ServerSettings, StartEvent, StopEvent, Workflow
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.testing import peers, virtual_time
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
 Serve = Callable[..., Awaitable[PeerServer]]
@@ -219,12 +220,16 @@ async def test_no_time_suffices_for_what_never_waits(serve: Serve, raw_call: Raw
 
 
 @pytest.mark.usefixtures("steps")
-async def test_default_and_most(serve: Serve, raw_call: RawCall) -> None:
-    """Without a timeout the server's default counts, and above the server's most the most: the texts say which."""
-    server = await serve(settings=ServerSettings(default_timeout_secs=0.1, max_timeout_secs=0.2, drain_secs=0))
-    for timeout_secs, secs in ((None, "0.1"), (2**64 - 1, "0.2")):
-        answer = SubWorkflowResponse.decode(await raw_call(server, asked("demo::waits", timeout_secs=timeout_secs)))
-        assert answer.error == f"workflow timed out after {secs}s"
+async def test_default_and_most(registry: Registry, raw_call: RawCall) -> None:
+    """Without a timeout a run has the server's default, and above the server's most the most, to the millisecond."""
+    async with peers(registry=registry, with_token=False) as pair, virtual_time() as clock:
+        for number, (timeout_secs, secs) in enumerate(((None, 300), (2**64 - 1, 3600)), 1):
+            call = asyncio.create_task(raw_call(pair.server, asked("demo::waits", timeout_secs=timeout_secs)))
+            await pair.recorder.wait_for("demo::waits", number)
+            await clock.advance(secs - 0.001)
+            assert pair.server._invocations.in_progress == 1
+            await clock.advance(0.001)
+            assert SubWorkflowResponse.decode(await call).error == f"workflow timed out after {secs}s"
 
 
 @pytest.mark.usefixtures("steps")
