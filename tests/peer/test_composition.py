@@ -229,11 +229,17 @@ async def test_any_runner() -> None:
 
     class Here:
         async def run_remote_workflow(
-            self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
+            self,
+            workflow_name: str,
+            step_ids: Sequence[str],
+            input_json: str,
+            timeout_secs: float | None = None,
+            *,
+            retries: int = 0,
         ) -> WorkflowResult:
-            return WorkflowResult.from_json(f'["{workflow_name}", {len(step_ids)}, {input_json}, {timeout_secs}]')
+            return WorkflowResult.from_json(f'["{workflow_name}", {len(step_ids)}, {input_json}, {timeout_secs}, {retries}]')
 
-    step = remote_step(Here(), "w", ["a", "b"], timeout_secs=3)
-    assert (await asyncio.wait_for(Workflow("p", [step]).run({"x": 1}), 5)).result == ["w", 2, {"x": 1}, 3]
+    step = remote_step(Here(), "w", ["a", "b"], timeout_secs=3, retries=4)
+    assert (await asyncio.wait_for(Workflow("p", [step]).run({"x": 1}), 5)).result == ["w", 2, {"x": 1}, 3, 4]
     with pytest.raises(ValidationError, match="step_ids is one string"):
         remote_step(Here(), "w", "a")

@@ -113,7 +113,7 @@ SIGNATURES = {
     "WorkflowBuilder.step": "self name accepts emits handler *timeout_secs *retry *max_concurrent",
     "local_step": "workflow *step_id *accepts *emits *timeout_secs *retry *max_concurrent",
     "parallel": "steps *mode *step_id *emits *sends *timeout_secs *retry *max_concurrent *registry",
-    "remote_step": "client workflow_name step_ids *step_id *accepts *emits *timeout_secs *retry *max_concurrent",
+    "remote_step": "client workflow_name step_ids *step_id *accepts *emits *timeout_secs *retries *retry *max_concurrent",
 }
 
 

@@ -28,9 +28,15 @@ class RemoteRunner(Protocol):
     """Who runs workflows elsewhere: a ``PeerClient``."""
 
     def run_remote_workflow(
-        self, workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None = None
+        self,
+        workflow_name: str,
+        step_ids: Sequence[str],
+        input_json: str,
+        timeout_secs: float | None = None,
+        *,
+        retries: int = 0,
     ) -> Awaitable[WorkflowResult]:
-        """Run the steps and return the result."""
+        """Run the steps once and return the result."""
 
 
 def remote_step(
@@ -42,6 +48,7 @@ def remote_step(
     accepts: Iterable[EventName] = (StartEvent,),
     emits: EventName = StopEvent,
     timeout_secs: float | None = None,
+    retries: int = 0,
     retry: Retry | None = None,
     max_concurrent: int | None = None,
 ) -> StepDefinition:
@@ -55,7 +62,8 @@ def remote_step(
         accepts: The events it takes.
         emits: The event it makes of the result: a name, or a class, which the result is validated into.
         timeout_secs: How long the remote run may take; never more than what this one has left.
-        retry: When a call that failed is made again: as a new run, if nothing is done to prevent it.
+        retries: How often the call is repeated when the connection breaks; it never runs twice.
+        retry: When a call that failed is made anew: another run, so for what may run twice.
         max_concurrent: How many such calls this step makes at once in this process.
 
     Raises:
@@ -66,7 +74,7 @@ def remote_step(
     ids = tuple(step_ids)
 
     async def call(event: Event) -> Event:
-        result = await client.run_remote_workflow(workflow_name, ids, event.data_json, timeout_secs)
+        result = await client.run_remote_workflow(workflow_name, ids, event.data_json, timeout_secs, retries=retries)
         return _emitted(emits, result.event)
 
     name = workflow_name if step_id is None else step_id
@@ -85,7 +93,7 @@ def local_step(
 ) -> StepDefinition:
     """Return a step that hands its event's data to *workflow* in this process, and emits the result.
 
-    The other arguments are those of :func:`remote_step`; ``step_id`` is the workflow's name where it is not given. The child
+    The arguments are those of :func:`remote_step`; ``step_id`` is the workflow's name where it is not given. The child
     has a state of its own: what it exports is in its own result, not in its parent's.
     """
 
