@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from blazen_peer.cli.logs import log_to
 from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
@@ -41,7 +42,7 @@ def serve_app(
     """
     if log_level not in _LEVELS:
         raise ValidationError(f"log level {log_level!r} is not one of {', '.join(_LEVELS)}")
-    logging.basicConfig(level=_LEVELS[log_level], stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to(sys.stderr, _LEVELS[log_level])
     end_tracing = start_tracing(node_id, os.environ)
     try:
         _import(app_module)
