@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from blazen_peer import (
     WorkflowError,
     isolated_registry,
     step,
+    testing,
 )
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.testing import Peers, Recorder, peers, virtual_time
@@ -283,6 +285,17 @@ async def test_faults_in_turn(registry: Registry) -> None:
             await pair.client.describe()
         assert (await pair.client.describe()).node_id == "node-b"
         assert (pair.link.calls(), pair.link.calls("Describe"), pair.link.calls("Check")) == (4, 2, 1)
+
+
+async def test_a_refusal_is_lost_too(registry: Registry) -> None:
+    """What is dropped after the run may be a refusal: the caller cannot know."""
+    async with peers(registry=registry) as pair:
+        pair.link.drop_after_run()
+        with pytest.raises(TransportError) as caught:
+            await pair.client.run_remote_workflow("w", ["nowhere"], "null")
+        assert caught.value.may_have_run is True
+        with pytest.raises(ValidationError, match="times is 0"):
+            pair.link.refuse(0)
 
 
 async def test_delay(registry: Registry) -> None:
@@ -565,6 +578,45 @@ def test_other_event_loops() -> None:
 
 
 # --- the package
+
+
+PARAMETERS = {
+    "peers": "steps *workflows *registry *with_token *server_node_id *client_node_id *settings",
+    "virtual_time": "",
+    "Link.calls": "self method",
+    "Link.delay": "self secs times *method",
+    "Link.drop_after_run": "self times *method",
+    "Link.drop_before_run": "self times *method",
+    "Link.drop_midway": "self messages times *method",
+    "Link.refuse": "self times *method",
+    "Peers.connect": "self node_id options",
+    "Recorder.count": "self step_id",
+    "Recorder.of": "self step_id",
+    "Recorder.wait_for": "self step_id count *timeout_secs",
+    "Recorder.watch": "self registry",
+    "VirtualClock.advance": "self secs",
+}
+
+
+def test_the_list() -> None:
+    """The public names are these, and each says what it does: adding one is a decision, taking one away breaks users."""
+    names = ["Execution", "Link", "Peers", "Recorder", "VirtualClock", "peers", "virtual_time"]
+    assert sorted(testing.__all__) == names
+    for name in names:
+        thing = getattr(testing, name)
+        members = vars(thing).items() if inspect.isclass(thing) else ()
+        ours = {f"{name}.{key}": value for key, value in members if not key.startswith("_") and callable(value)}
+        assert [key for key, value in {name: thing, **ours}.items() if not inspect.getdoc(value)] == []
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
+def test_signatures(name: str, parameters: str) -> None:
+    """The parameters that users write are called so and stand in this order; ``*``: by name alone."""
+    thing: Any = testing
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    found = [("*" if p.kind is p.KEYWORD_ONLY else "") + p.name for p in inspect.signature(thing).parameters.values()]
+    assert found == parameters.split()
 
 
 def test_importing_needs_no_pytest() -> None:

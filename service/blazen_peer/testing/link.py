@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import grpc
 
+from blazen_peer.errors import ValidationError
 from blazen_peer.testing.cable import Cable
 
 __all__ = ["Link"]
@@ -47,7 +48,8 @@ class Link(grpc.GenericRpcHandler):
     """Carries every call to a server as it is, and does to chosen ones what a test asks for. Made by :func:`peers`.
 
     Each fault is for the next *times* calls of one method, given by its name in the service (a run by default); several are
-    used up in the order they were asked for. The calls of other methods, health among them, pass.
+    used up in the order they were asked for. The calls of other methods, health among them, pass. A fault for less than one
+    call is a ``ValidationError``.
     """
 
     def __init__(self, folder: Path, server_target: str) -> None:
@@ -73,23 +75,23 @@ class Link(grpc.GenericRpcHandler):
 
     def refuse(self, times: int = 1, *, method: str = INVOKE) -> None:
         """Fail calls as when the peer cannot be reached: nothing runs, and ``TransportError.may_have_run`` is False."""
-        self._faults.append(_Fault("refused", method, times))
+        self._ask(_Fault("refused", method, times))
 
     def drop_before_run(self, times: int = 1, *, method: str = INVOKE) -> None:
         """Lose requests on their way: nothing runs, but ``TransportError.may_have_run`` is True, as the caller cannot know."""
-        self._faults.append(_Fault("before", method, times))
+        self._ask(_Fault("before", method, times))
 
     def drop_midway(self, messages: int, times: int = 1, *, method: str) -> None:
         """Break streams once *messages* of their answers have passed; ``TransportError.may_have_run`` is True."""
-        self._faults.append(_Fault("midway", method, times, messages=messages))
+        self._ask(_Fault("midway", method, times, messages=messages))
 
     def drop_after_run(self, times: int = 1, *, method: str = INVOKE) -> None:
-        """Let the peer do all of it and lose the answer; ``TransportError.may_have_run`` is True."""
-        self._faults.append(_Fault("after", method, times))
+        """Let the peer do all of it and lose its answer, a refusal too; ``TransportError.may_have_run`` is True."""
+        self._ask(_Fault("after", method, times))
 
     def delay(self, secs: float, times: int = 1, *, method: str = INVOKE) -> None:
         """Hold requests up for *secs* seconds of the loop's time, then pass them on."""
-        self._faults.append(_Fault("late", method, times, secs=secs))
+        self._ask(_Fault("late", method, times, secs=secs))
 
     async def up(self) -> None:
         """Take connections again after :meth:`down`; nothing changes where it does so already."""
@@ -126,30 +128,38 @@ class Link(grpc.GenericRpcHandler):
         fault = self._next_fault(method)
 
         async def carry(requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
-            if fault is not None and fault.stage == "late":
+            stage = None if fault is None else fault.stage
+            if fault is not None and stage == "late":
                 await asyncio.sleep(fault.secs)
-            if fault is not None and fault.stage in {"refused", "before"}:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, REFUSED_TEXT if fault.stage == "refused" else BROKEN_TEXT)
+            if stage in {"refused", "before"}:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, REFUSED_TEXT if stage == "refused" else BROKEN_TEXT)
             carrier: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
             call = carrier(requests, timeout=context.time_remaining(), metadata=_passed_on(metadata))
+            refusal: grpc.aio.AioRpcError | None = None
+            passed = 0
             try:
-                passed = 0
                 async for answer in call:
-                    if fault is not None and (fault.stage == "after" or (fault.stage == "midway" and passed == fault.messages)):
-                        if fault.stage == "midway":
-                            break
-                        continue
-                    yield answer
+                    if fault is not None and stage == "midway" and passed == fault.messages:
+                        break
+                    if stage != "after":
+                        yield answer
                     passed += 1
-                if fault is not None and fault.stage in {"midway", "after"}:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN_TEXT)
-                context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))
             except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+                refusal = error
             finally:
-                call.cancel()
+                call.cancel()  # does nothing to a call that is over
+            if stage in {"midway", "after"}:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN_TEXT)
+            if refusal is not None:
+                await context.abort(refusal.code(), refusal.details() or "", tuple(refusal.trailing_metadata() or ()))
+            context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))
 
         return grpc.stream_stream_rpc_method_handler(cast("Any", carry))
+
+    def _ask(self, fault: _Fault) -> None:
+        if fault.times < 1:
+            raise ValidationError(f"times is {fault.times!r}: a fault is for 1 or more calls")
+        self._faults.append(fault)
 
     def _next_fault(self, method: str) -> _Fault | None:
         for fault in self._faults:

@@ -31,7 +31,7 @@ class Peers:
     """A server, a client connected to it by way of a link, and a recorder of what the server executes. Made by :func:`peers`.
 
     Attributes:
-        client: Connected as ``node-a``, with the token.
+        client: Connected, with the token.
         link: What its calls pass through.
         recorder: What the server executed, over all its restarts.
         token: The shared token; None where there is none.
