@@ -34,6 +34,7 @@ bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/remote_call.py
 	@$(BIN)/python bench/interop.py
+	@$(BIN)/python bench/streaming.py
 	@$(BIN)/python bench/deref.py
 	@$(BIN)/python bench/waiting_runs.py
 
