@@ -39,8 +39,8 @@ class _Place:
 
     __slots__ = ("step",)
 
-    def __init__(self) -> None:
-        self.step: StepDefinition | None = None
+    def __init__(self, step: StepDefinition | None = None) -> None:
+        self.step = step
 
 
 class Run:
@@ -148,13 +148,10 @@ class Run:
     @property
     def memory(self) -> RunMemory:
         """What its steps keep between them."""
-        memory = self._memory
-        if memory is None:  # only when a step asks: most runs keep nothing
+        if self._memory is None:  # only when a step asks: most runs keep nothing
             with _MEMORY_LOCK:
-                memory = self._memory
-                if memory is None:
-                    memory = self._memory = RunMemory()
-        return memory
+                self._memory = self._memory or RunMemory()
+        return self._memory
 
     @property
     def exported(self) -> dict[str, str]:
@@ -177,9 +174,9 @@ class Run:
         commands = self._state.sent(step_id, event)
         if isinstance(commands, Ended):
             self._settle(commands, spared=None)  # the sender is in flight as the others are
-            return
-        for work in commands:
-            self._begin(work)
+        else:
+            for work in commands:
+                self._begin(work)
 
     async def call_in_thread(self, step: StepDefinition, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return what ``call(*args)`` gives in a thread, for *step*; the run knows of it until it has returned."""
@@ -198,9 +195,7 @@ class Run:
 
     def abandon(self, task: asyncio.Task[Any], step: StepDefinition) -> None:
         """Cancel *task*, which executes *step* and which nobody waits for any more, and keep it until it is over."""
-        place = _Place()
-        place.step = step
-        self._tasks[task] = place
+        self._tasks[task] = _Place(step)
         task.add_done_callback(self._abandoned_over)
         task.cancel()
 
