@@ -10,9 +10,11 @@ from blazen_peer import jsontext
 from blazen_peer.errors import ValidationError
 from blazen_peer.events import Event
 
-__all__ = ["RunMemory"]
+__all__ = ["MAKING", "RunMemory"]
 
 E = TypeVar("E", bound=Event)
+
+MAKING = threading.Lock()  # held to make a run's memory when it is first asked for: two threads may do so at once
 
 
 class RunMemory:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from time import monotonic
@@ -20,7 +19,7 @@ from blazen_peer.errors import WorkflowError
 from blazen_peer.events import Event
 from blazen_peer.runtime.context import Context, RunInfo, enter_run
 from blazen_peer.runtime.execution import execute
-from blazen_peer.runtime.memory import RunMemory
+from blazen_peer.runtime.memory import MAKING, RunMemory
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.runtime.threads import StepThreads
 
@@ -30,7 +29,6 @@ SLICE_SECS = 0.01  # steps that never wait give the loop a turn this often, so t
 CHASE_SECS = (1.0, 5.0, 30.0)  # after these, steps that outlive their run are named in the log and cancelled again; then left
 
 _LOG = logging.getLogger(__name__)
-_MEMORY_LOCK = threading.Lock()  # two threads of one run may ask first at once
 _ALIVE: set[Run] = set()  # asyncio holds tasks weakly; here their runs are held until the last task is over
 
 
@@ -149,7 +147,7 @@ class Run:
     def memory(self) -> RunMemory:
         """What its steps keep between them."""
         if self._memory is None:  # only when a step asks: most runs keep nothing
-            with _MEMORY_LOCK:
+            with MAKING:
                 self._memory = self._memory or RunMemory()
         return self._memory
 
