@@ -127,7 +127,8 @@ def client_target(address: str, *, tls: bool = False) -> str:
     if parts.scheme == "https" and not tls:
         raise ValidationError(
             f"address {address[:200]!r}: a peer beside a sidecar is called by the sidecar's egress port, such as "
-            "http://127.0.0.1:16001; for a peer that speaks TLS itself give tls=load_client_tls(...)"
+            "http://127.0.0.1:16001; for one that speaks TLS itself "
+            "give tls=load_client_tls(...) (--tls-cert, --tls-key, --tls-ca)"
         )
     try:
         host, port = parts.hostname, parts.port

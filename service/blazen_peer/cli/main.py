@@ -20,6 +20,7 @@ from blazen_peer.cli.refs import ref_object, refs_app
 from blazen_peer.cli.runs import cancel, follow
 from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
+from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls, server_tls
 from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.client import PeerClient
 from blazen_peer.config import ServerSettings
@@ -66,7 +67,8 @@ def serve(
         str, typer.Option("--listen", metavar="ADDR", help="host:port (port 0 picks a free one) or unix:PATH.")
     ] = "127.0.0.1:50051",
     require_identity: Annotated[
-        bool, typer.Option("--require-identity", help="Refuse every call that did not come through the sidecar.")
+        bool,
+        typer.Option("--require-identity", help="Refuse every call without a proven identity: by the sidecar or direct TLS."),
     ] = False,
     sidecar_proof_file: Annotated[
         Path | None,
@@ -89,6 +91,9 @@ def serve(
     max_queued_runs: Annotated[
         int, typer.Option(metavar="COUNT", help="Calls that may wait for their turn; one beyond is refused.")
     ] = 1024,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the steps that MODULE registers, until SIGTERM or SIGINT; then drain and end. A second signal stops at once.
@@ -115,6 +120,7 @@ def serve(
         require_identity=require_identity,
         sidecar_proof_file=sidecar_proof_file,
         insecure=insecure,
+        tls=server_tls(tls_cert, tls_key, tls_ca),
         settings=settings,
         log_level=log_level,
     )
@@ -144,6 +150,10 @@ def run(
         int, typer.Option("--retries", metavar="COUNT", help="How often to go on after the connection broke.")
     ] = 0,
     node_id: NodeId = "cli",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    tls_server_name: TlsServerName = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a workflow on a peer and print its result.
@@ -163,7 +173,7 @@ def run(
     try:
         with (
             console.status(Text(f"{printable(workflow)} runs on {printable(address)}")),
-            PeerClient.connect(address, node_id) as client,
+            PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client,
             telemetry.command_span("run", workflow),
         ):
             trace_id = telemetry.current_trace_id()
@@ -193,7 +203,15 @@ def run(
 
 
 @app.command(epilog="Exit codes: 0 done, 2 wrong use, 3 refused, 5 transport, 1 any other failure of the call.")
-def describe(address: Address, node_id: NodeId = "cli", as_json: AsJson = False) -> None:
+def describe(
+    address: Address,
+    node_id: NodeId = "cli",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    tls_server_name: TlsServerName = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what a peer can run: its steps with what they accept and emit, its workflows, its limits.
 
     With --json each event also has its JSON Schema.
@@ -202,7 +220,7 @@ def describe(address: Address, node_id: NodeId = "cli", as_json: AsJson = False)
 
       blazen-peer describe http://127.0.0.1:16001
     """
-    with PeerClient.connect(address, node_id) as client:
+    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
         description = client.describe_blocking()
     if as_json:
         print_json(description_object(description))

@@ -9,7 +9,11 @@ import typer
 __all__ = ["Address", "AsJson", "NodeId"]
 
 Address = Annotated[
-    str, typer.Argument(metavar="ADDRESS", help="http://host:port (behind a sidecar: its egress port) or unix:PATH.")
+    str,
+    typer.Argument(
+        metavar="ADDRESS",
+        help="http://host:port (behind a sidecar: its egress port), https://host:port (direct TLS) or unix:PATH.",
+    ),
 ]
 NodeId = Annotated[
     str,

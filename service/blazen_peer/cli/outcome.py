@@ -46,7 +46,7 @@ _EXITS: tuple[tuple[type[BlazenError], Exit, str | None], ...] = (
         "is --node-id the node of this sidecar's certificate, and does a flow allow this call?",
     ),
     (WorkflowError, Exit.WORKFLOW_FAILED, None),
-    (TlsError, Exit.TRANSPORT, "look at both sidecars' certificates: blazen-certs verify NODE"),
+    (TlsError, Exit.TRANSPORT, "look at both ends' certificates: blazen-certs verify NODE"),
     (TransportError, Exit.TRANSPORT, "is the peer running, and behind a sidecar, is the sidecar?"),
     (OverloadedError, Exit.OVERLOADED, "try again in a moment"),
     (UnknownStepError, Exit.UNKNOWN_STEP, "blazen-peer describe ADDRESS lists what the peer has"),

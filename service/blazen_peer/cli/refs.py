@@ -18,6 +18,7 @@ from rich.text import Text
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import print_json, printable
 from blazen_peer.cli.show import PIPE_COLUMNS
+from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls
 from blazen_peer.client import PeerClient
 from blazen_peer.errors import RefNotFoundError, ValidationError
 from blazen_peer.ref_calls import DEREF_TIMEOUT_SECS
@@ -37,14 +38,22 @@ RefUuid = Annotated[str, typer.Argument(metavar="UUID", help="The ref's uuid, as
 
 
 @refs_app.command("list", epilog=EXIT_CODES)
-def list_(address: Address, node_id: NodeId = "cli", as_json: AsJson = False) -> None:
+def list_(
+    address: Address,
+    node_id: NodeId = "cli",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    tls_server_name: TlsServerName = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the session refs that the peer holds for this caller, oldest first.
 
     [bold]Example[/bold]
 
       blazen-peer refs list http://127.0.0.1:16001 --node-id intake
     """
-    with PeerClient.connect(address, node_id) as client:
+    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
         held = client.list_refs_blocking()
     if as_json:
         print_json({"refs": [_object(item) for item in held]})
@@ -73,6 +82,10 @@ def deref(
         float, typer.Option("--timeout", metavar="SECS", help="What the reading may take.")
     ] = DEREF_TIMEOUT_SECS,
     node_id: NodeId = "cli",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    tls_server_name: TlsServerName = None,
 ) -> None:
     """Fetch a value's bytes, in constant memory, and check them; reading renews the ref's lease.
 
@@ -81,7 +94,7 @@ def deref(
       blazen-peer refs deref http://127.0.0.1:16001 6f1f0d0e-8a52-4c0b-8f5a-3c0c6f8f7c11 --output model.bin
     """
     ref = RemoteRef(_parsed(uuid), "", type_tag, 0)
-    with PeerClient.connect(address, node_id) as client:
+    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
         if output == "-":
             client.deref_to_blocking(ref, sys.stdout.buffer, timeout_secs=timeout)
             return
@@ -98,7 +111,16 @@ def deref(
 
 
 @refs_app.command(epilog=EXIT_CODES)
-def release(address: Address, uuid: RefUuid, node_id: NodeId = "cli", as_json: AsJson = False) -> None:
+def release(
+    address: Address,
+    uuid: RefUuid,
+    node_id: NodeId = "cli",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    tls_server_name: TlsServerName = None,
+    as_json: AsJson = False,
+) -> None:
     """Let the peer forget a session ref. Where there is none (any more), the exit code is 7.
 
     [bold]Example[/bold]
@@ -106,7 +128,7 @@ def release(address: Address, uuid: RefUuid, node_id: NodeId = "cli", as_json: A
       blazen-peer refs release http://127.0.0.1:16001 6f1f0d0e-8a52-4c0b-8f5a-3c0c6f8f7c11
     """
     ref = RemoteRef(_parsed(uuid), "", "", 0)
-    with PeerClient.connect(address, node_id) as client:
+    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
         if not client.release_blocking(ref):
             raise RefNotFoundError(f"session ref {ref.uuid} not found")
     if as_json:

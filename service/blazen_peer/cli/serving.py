@@ -17,6 +17,7 @@ from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY
 from blazen_peer.server import PeerServer
+from blazen_peer.transport.tls import ServerTls
 
 __all__ = ["end_process", "serve_app"]
 
@@ -31,6 +32,7 @@ def serve_app(
     require_identity: bool,
     sidecar_proof_file: Path | None,
     insecure: bool,
+    tls: ServerTls | None,
     settings: ServerSettings,
     log_level: str,
 ) -> None:
@@ -53,7 +55,7 @@ def serve_app(
             insecure=insecure,
             settings=settings,
         )
-        server.serve_blocking(listen)
+        server.serve_blocking(listen, tls=tls)
     finally:
         end_tracing()
 

@@ -161,6 +161,63 @@ def test_rotation() -> None:
         assert refused.value.status == NOT_AUTHENTICATED
 
 
+NODE_A = b"spiffe://mesh.test/peer/node-a"
+
+
+def directly(metadata: list[Entry], *uris: bytes, required: bool = True, keys: TokenKeys | None = KEYS) -> Caller | str:
+    gate = Gate(require_identity=required)
+    try:
+        return gate.admit(metadata, keys=keys, proofs=PROOFS, now=NOW, certificate_uris=uris)
+    except Refused as refused:
+        return refused.status
+
+
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([OTHER_IDENTITY], id="identity"),
+        pytest.param([OTHER_IDENTITY, PROVING], id="identity-and-right-proof"),
+        pytest.param([OTHER_IDENTITY, FORGED], id="forged-proof"),
+        pytest.param([OTHER_IDENTITY, PROVING] * 2, id="twice"),
+    ],
+)
+def test_direct_tls(sent: list[Entry], required: bool) -> None:
+    """Over direct TLS the certificate says who it is; headers of a sidecar neither help nor harm."""
+    caller = Caller("proven", NODE_A.decode())
+    assert directly([RAW, *sent], NODE_A, required=required) == caller
+    assert directly(sent, NODE_A, required=required, keys=None) == caller
+    assert directly([RAW, *sent], required=required) == DENIED
+    assert directly(sent, NODE_A, required=required) == NOT_AUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    "uris",
+    [
+        pytest.param((), id="none"),
+        pytest.param((NODE_A, NODE_A), id="the-same-twice"),
+        pytest.param((NODE_A, b"https://mesh.test"), id="another-beside"),
+        pytest.param((b"",), id="empty"),
+        pytest.param((NODE_A + b"\0",), id="nul"),
+        pytest.param((NODE_A + b"\n",), id="newline"),
+        pytest.param((NODE_A + "é".encode(),), id="not-ascii"),
+        pytest.param((b"\xff",), id="not-text"),
+        pytest.param((b"spiffe://mesh.test/ns/x/sa/y",), id="no-peer"),
+    ],
+)
+def test_certificate_that_names_no_peer(uris: tuple[bytes, ...]) -> None:
+    """A certificate without exactly one URI that names a peer is nobody, whatever else the call holds."""
+    for metadata in ([RAW], [RAW, IDENTITY, PROVING]):
+        for required in (False, True):
+            assert directly(metadata, *uris, required=required) == DENIED
+
+
+def test_borrowed_token_over_direct_tls() -> None:
+    """A JWT's node must be the certificate's."""
+    assert directly([MINTED], b"spiffe://mesh.test/peer/node-z") == DENIED
+
+
 def test_callers_of_different_kinds_differ() -> None:
     """The same node proven and claimed is two callers."""
     assert decision([MINTED], required=False) != decision([MINTED, IDENTITY, PROVING], required=False)

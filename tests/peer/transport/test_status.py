@@ -159,6 +159,20 @@ def test_by_code_alone(code: Code, error_type: type[BlazenError], kind: str) -> 
     assert (type(error), error.kind, str(error)) == (error_type, kind, "some text")
 
 
+CLOSED = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed"
+
+
+@pytest.mark.parametrize("greeting_over_tls", [False, True])
+def test_closed_while_connecting(greeting_over_tls: bool) -> None:
+    """A server that closes a connection at once refused the certificate where TLS is spoken and it is the first call."""
+    error = raised_by(rpc_error(Code.UNAVAILABLE, CLOSED), greeting_over_tls=greeting_over_tls)
+    assert type(error) is (TlsError if greeting_over_tls else TransportError)
+    assert error.may_have_run is False
+    refused = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused"
+    error = raised_by(rpc_error(Code.UNAVAILABLE, refused), greeting_over_tls=greeting_over_tls)
+    assert type(error) is TransportError
+
+
 SIZES = [
     pytest.param(Code.RESOURCE_EXHAUSTED, "CLIENT: Sent message larger than max (70 vs. 64)", id="grpcio"),
     pytest.param(
