@@ -53,7 +53,7 @@ def test_the_page(
     assert (done.returncode, done.stdout) == (0, "{'words': 3}\n"), done.stderr
 
 
-@pytest.mark.parametrize("argv", [["describe"], ["run"], ["refs", "list"], ["refs", "deref"], ["refs", "release"]])
+@pytest.mark.parametrize("argv", [["describe"], ["run"], ["cancel"], ["refs", "list"], ["refs", "deref"], ["refs", "release"]])
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -76,7 +76,7 @@ def test_options_of_a_client(
         "server-name": "b.mesh.test",
     }
     options = [part for name in given for part in (f"--tls-{name}", values[name])]
-    rest = {"run": ["w"], "deref": ["0" * 32], "release": ["0" * 32]}.get(argv[-1], [])
+    rest = {"run": ["w"], "cancel": ["i"], "deref": ["0" * 32], "release": ["0" * 32]}.get(argv[-1], [])
     assert main([*argv, "http://127.0.0.1:1", *rest, *options]) == 2
     assert words in capfd.readouterr().err
 

@@ -9,6 +9,7 @@ import typer
 
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, print_json, printable
+from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls
 from blazen_peer.client import PeerClient
 from blazen_peer.events import StopEvent
 from blazen_peer.remote_stream import RemoteStream
@@ -40,6 +41,10 @@ def cancel(
     invocation_id: Annotated[str, typer.Argument(metavar="ID", help="What the run was begun with: run --invocation-id.")],
     grace: Annotated[float, typer.Option("--grace", metavar="SECS", help="How long to wait for its steps to let go.")] = 5,
     node_id: NodeId = "cli",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    tls_server_name: TlsServerName = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop a run of this caller's, which is the --node-id that began it, and its remote children; say what became of it.
@@ -48,7 +53,7 @@ def cancel(
 
       blazen-peer cancel http://127.0.0.1:16001 nightly-2026-11-23 --node-id intake
     """
-    with PeerClient.connect(address, node_id) as client:
+    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
         report = client.cancel_blocking(invocation_id, grace_secs=grace)
     still = report.outcome is CancelOutcome.STILL_STOPPING
     if as_json:
