@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
 import logging
 import math
 import time
@@ -18,7 +17,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
-from blazen_peer import jsontext
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import (
     EncodeError,
@@ -32,6 +30,7 @@ from blazen_peer.errors import (
     WorkflowError,
 )
 from blazen_peer.identity import Caller
+from blazen_peer.runtime.envelopes import read_input, response_of
 from blazen_peer.runtime.event_log import Gap, LoggedEvent
 from blazen_peer.runtime.invocation import Invocation
 from blazen_peer.runtime.ref_serving import RefServing
@@ -49,9 +48,7 @@ __all__ = ["Invocations"]
 
 _MAX_RESOLVED = 256  # workflows kept assembled, by name and step ids
 _RETRY_AFTER_SECS = 1.0
-_MAX_INLINE_BYTES = 256 * 1024
 _FRAME_BYTES = 1024  # what a message of a stream holds beside its event's data, at most
-_BARE = ("workflow timed out after ", "workflow cancelled")  # texts that stand without "workflow error: " on the wire
 
 _LOG = logging.getLogger(__name__)
 
@@ -196,7 +193,7 @@ class Invocations:
         request = SubWorkflowRequest.decode(payload)
         workflow = self._workflow(request.workflow_name, request.step_ids)
         key = None if metadata.invocation_id is None else key_of(caller, metadata.invocation_id)
-        document, fingerprint = await _read(request, key is not None)
+        document, fingerprint = await read_input(request, key is not None)
         # From here to the call's beginning nothing is awaited: two repeats cannot both find nothing.
         if key is not None and (known := self._table.find(key)) is not None:
             return self._repeated(key, known, fingerprint)
@@ -265,7 +262,7 @@ class Invocations:
 
     def _answer(self, invocation: Invocation, run: Run) -> None:
         try:
-            response = _response(run)
+            response = response_of(run)
             self._finish(invocation, response.encode())
         except Exception:
             _LOG.exception("a defect kept the answer of run %s", run.info.run_id)
@@ -360,42 +357,5 @@ def _assembled(name: str, step_ids: tuple[str, ...], registry: Registry) -> Work
         raise EncodeError(str(error)) from None
 
 
-async def _read(request: SubWorkflowRequest, named: bool) -> tuple[object, bytes]:
-    """Return the input, parsed, and the request's fingerprint. A large one's in a thread: 5 MB can hold a loop for a second.
-
-    Raises:
-        EncodeError: The input is not JSON.
-    """
-    if len(request.input_json) <= _MAX_INLINE_BYTES:
-        return _parsed(request.input_json), _fingerprint(request) if named else b""
-    return await asyncio.to_thread(lambda: (_parsed(request.input_json), _fingerprint(request) if named else b""))
-
-
-def _parsed(input_json: bytes) -> object:
-    try:
-        return jsontext.parse(input_json)
-    except ValidationError as error:
-        raise EncodeError(f"invalid input JSON: {error}") from None
-
-
-def _fingerprint(request: SubWorkflowRequest) -> bytes:
-    """Return what a repeat has in common with its first: workflow, steps and input, and not the timeout.
-
-    Step ids hold no NUL, so that their number in front keeps a name that holds one from being taken for more.
-    """
-    steps = request.step_ids
-    head = f"{len(steps)}\0{request.workflow_name}\0{chr(0).join(steps)}\0"
-    return hashlib.sha256(head.encode() + request.input_json).digest()
-
-
 def _not_found(invocation_id: str) -> InvocationNotFoundError:
     return InvocationNotFoundError(f"no invocation {invocation_id} of this caller's is known here")
-
-
-def _response(run: Run) -> SubWorkflowResponse:
-    state_json = {key: text.encode() for key, text in run.exported.items()}
-    if run.result is not None:
-        refs = {uuid: ref.descriptor for uuid, ref in run.result.remote_refs.items()}
-        return SubWorkflowResponse(state_json=state_json, result_json=run.result.data_json.encode(), remote_refs=refs)
-    text = str(run.error)
-    return SubWorkflowResponse(state_json=state_json, error=text if text.startswith(_BARE) else f"workflow error: {text}")
