@@ -357,6 +357,16 @@ async def test_a_stream_that_goes_on(registry: Registry) -> None:
         assert pair.recorder.count("counts") == 1
 
 
+async def test_a_stream_lost_whole(registry: Registry) -> None:
+    """Of a stream that is dropped after its run nothing arrives, and it ran."""
+    async with peers(registry=registry) as pair, asyncio.timeout(10):
+        pair.link.drop_after_run(method="StreamSubWorkflowEvents")
+        with pytest.raises(TransportError) as caught:
+            await anext(aiter(pair.client.stream_remote_workflow("w", ["echo"], "7", 8)))
+        assert caught.value.may_have_run is True
+        assert pair.recorder.count("echo") == 1
+
+
 async def test_down(registry: Registry) -> None:
     """While the link is down nothing can be reached; once it is up again the stored answer arrives with the next connection."""
     go = asyncio.Event()
