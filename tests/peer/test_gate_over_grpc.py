@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -301,3 +302,14 @@ async def test_callers_are_never_mixed_up(serve: Serve, connect: Connect, regist
     for before, after, node_id in results:
         assert before == after == f"claimed:{node_id}"
     assert len({node_id for _, _, node_id in results}) == 40
+
+
+async def test_a_refused_message_is_taken(serve: Any, connect: Any) -> None:
+    """A caller that still sends its one message when it is refused gets the refusal, and no error of gRPC's own making."""
+    server = await serve(token="s" * 40)
+    client = await connect(server, token="x" * 40)
+    document = json.dumps("d" * 300_000)
+    outcomes = await asyncio.gather(
+        *(client.run_remote_workflow("demo", ["demo::none"], document, 10) for _ in range(200)), return_exceptions=True
+    )
+    assert {type(outcome) for outcome in outcomes} == {UnauthenticatedError}

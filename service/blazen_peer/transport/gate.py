@@ -91,7 +91,11 @@ class GateInterceptor(grpc.GenericRpcHandler):
             return self._asking_first(method, self._found(handler_call_details) or _UNKNOWN_METHOD)
         metadata: Sequence[tuple[str, str | bytes]] = handler_call_details.invocation_metadata
         status = self._admit(method, metadata, None)
-        return self._found(handler_call_details) if status is None else self._refusing[status]
+        found = self._found(handler_call_details)
+        if status is None:
+            return found
+        one_message = found is not None and not found.request_streaming
+        return self._refusing[status][0 if one_message else 1]
 
     def _admit(
         self, method: str, metadata: Sequence[tuple[str, str | bytes]], certificate_uris: Sequence[bytes] | None
@@ -148,14 +152,18 @@ def _said_of(metadata: Sequence[tuple[str, str | bytes]]) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _refusing(answer: BlazenError) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return a handler that ends any kind of call with *answer*, without reading its messages."""
+def _refusing(answer: BlazenError) -> tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]:
+    """Return two handlers that end a call with *answer*: for one with one message of the caller's, and for any other kind.
+
+    The first lets gRPC take the message, and looks at nothing of it: a grpc.aio client that is answered while it still sends
+    one now and then reports "Internal error from Core" instead of the answer.
+    """
     refusal = refusal_of(answer)
 
     async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(refuse), grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _as_it_is(request: Any) -> Any:
