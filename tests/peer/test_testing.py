@@ -17,6 +17,7 @@ import pytest
 from blazen_peer import (
     Context,
     Event,
+    InvocationConflictError,
     PeerClient,
     Retry,
     ServerSettings,
@@ -639,3 +640,24 @@ def test_importing_needs_no_pytest() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+async def test_stored_answers_age_in_virtual_time(registry: Registry) -> None:
+    """A repeat gets the stored answer for ten minutes, and is refused, not run again, after them."""
+
+    @registry.step("demo::once")
+    async def once(event: StartEvent) -> StopEvent:
+        return StopEvent(result=event.data)
+
+    async with peers(registry=registry) as pair, virtual_time() as clock:
+
+        async def repeat() -> Any:
+            return (await pair.client.run_remote_workflow("w", ["demo::once"], "1", 60, invocation_id="same")).result
+
+        assert await repeat() == 1
+        await clock.advance(599)
+        assert await repeat() == 1
+        await clock.advance(2)
+        with pytest.raises(InvocationConflictError, match="no longer kept"):
+            await repeat()
+        assert pair.recorder.count("demo::once") == 1

@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import logging
 import math
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
@@ -81,7 +80,8 @@ class Invocations:
         self._refs, self._workflows = refs, workflows
         self._instance_id, self._heartbeat_secs = instance_id, heartbeat_secs
         self._loop = asyncio.get_running_loop()
-        self._table: RunTable[Invocation] = MemoryRunTable(time.monotonic)
+        # Read anew each time: a test may take the loop's time over after the server began.
+        self._table: RunTable[Invocation] = MemoryRunTable(lambda: float(self._loop.time()))
         self._log_limits = settings.stream_events, min(settings.stream_bytes, settings.max_message_bytes - _FRAME_BYTES)
         self._running: set[Invocation] = set()
         self._queue: dict[Invocation, _Queued] = {}  # in the order they came
