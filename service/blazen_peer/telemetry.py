@@ -17,7 +17,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 __all__ = [
-    "TRACE_HEADERS",
     "TraceContext",
     "call_span",
     "command_span",
@@ -54,7 +53,6 @@ RPC_SERVICE = "rpc.service"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.grpc.status_code"
 
-TRACE_HEADERS = frozenset({"traceparent", "tracestate"})  # W3C Trace Context
 
 _OFF: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 _PROPAGATOR = TraceContextTextMapPropagator()

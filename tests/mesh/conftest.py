@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import shutil
 import socket
@@ -43,13 +42,6 @@ INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 TRUST_DOMAIN = "mesh.test"
 READY_SECS = 20.0
 LOG_SECS = 10.0
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("BLAZEN_", "OTEL_")):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
