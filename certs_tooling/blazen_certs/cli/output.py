@@ -1,0 +1,40 @@
+"""What the commands print, and the exit codes that they share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from blazen_certs.facts import printable
+
+__all__ = ["CHECK_FAILED", "DONE", "WRONG_USE", "fail", "print_json", "print_lines"]
+
+DONE, CHECK_FAILED, WRONG_USE = 0, 1, 2
+
+
+def fail(arguments: Sequence[str], code: int, kind: str, message: str) -> int:
+    """Say *message* in one line on standard error, with ``--json`` also as an object on standard output; return *code*."""
+    if "--json" in arguments:
+        print_json({"error": {"kind": kind, "message": message}})
+    print(f"blazen-certs: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return code
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one object on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_lines(items: Iterable[RenderableType]) -> None:
+    """Print *items* for people, each on a line of its own."""
+    # Into a pipe nothing is broken: each line is for grep.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    for item in items:
+        console.print(item, soft_wrap=isinstance(item, str | Text))
