@@ -21,6 +21,7 @@ from blazen_peer.cli.runs import cancel, follow
 from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
 from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls, server_tls
+from blazen_peer.cli.trace import trace
 from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.client import PeerClient
 from blazen_peer.config import ServerSettings
@@ -53,6 +54,7 @@ app.command(
     epilog="Exit codes: 0 stopped, or already finished, 1 still stopping, or any other failure, 2 wrong use, 3 refused, "
     "5 transport, 7 no such run."
 )(cancel)
+app.command(epilog="Exit codes: 0 drawn, 1 Jaeger has no such trace, 2 wrong use, 5 no Jaeger answers there.")(trace)
 
 
 @app.command(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["TraceSpan", "draw", "spans_of"]
+__all__ = ["TraceSpan", "draw", "in_order", "spans_of"]
 
 _BAR_CELLS = 10
 _HOP = "blazen.hop"  # the sidecars' own tag; Envoy's names for spans say less
@@ -22,7 +23,10 @@ _ERROR = 2  # opentelemetry.proto.trace.v1.Status.StatusCode
 
 @dataclass(frozen=True, slots=True)
 class TraceSpan:
-    """One span; ids in hex, times in nanoseconds since the epoch; ``kind`` is "server", "client" or ""."""
+    """One span; ids in hex, times in nanoseconds since the epoch; ``kind`` is "server", "client" or "".
+
+    ``links`` are the ids of the spans that it points to beside its parent.
+    """
 
     trace_id: str
     span_id: str
@@ -33,24 +37,28 @@ class TraceSpan:
     start_ns: int
     end_ns: int
     failed: bool = False
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    links: tuple[str, ...] = ()
 
 
 def spans_of(request: ExportTraceServiceRequest) -> list[TraceSpan]:
     """Return the spans of one OTLP export."""
     spans = []
     for resource_spans in request.resource_spans:
-        attributes = {item.key: item.value.string_value for item in resource_spans.resource.attributes}
+        service = _texts(resource_spans.resource.attributes).get("service.name", "unknown")
         spans += [
             TraceSpan(
                 trace_id=span.trace_id.hex(),
                 span_id=span.span_id.hex(),
                 parent_id=span.parent_span_id.hex(),
-                service=attributes.get("service.name", "unknown"),
+                service=service,
                 name=_name(span),
                 kind=_KINDS.get(span.kind, ""),
                 start_ns=span.start_time_unix_nano,
                 end_ns=span.end_time_unix_nano,
                 failed=span.status.code == _ERROR,
+                attributes=_texts(span.attributes),
+                links=tuple(link.span_id.hex() for link in span.links),
             )
             for scope_spans in resource_spans.scope_spans
             for span in scope_spans.spans
@@ -64,12 +72,32 @@ def _name(span: Span) -> str:
     return hop or re.sub(r"^[\w.]+\.(\w+/\w+)$", r"\1", span.name)
 
 
-def draw(spans: Sequence[TraceSpan]) -> Table:
-    """Return the spans of one trace as a table whose first column is the tree, in order of time."""
+def _texts(attributes: Iterable[KeyValue]) -> dict[str, str]:
+    """Return attributes as text, whatever their type; lists and tables, of which we have none, are left out."""
+    found = {}
+    for item in attributes:
+        kind = item.value.WhichOneof("value")
+        if kind in ("string_value", "bool_value", "int_value", "double_value"):
+            found[item.key] = str(getattr(item.value, kind))
+    return found
+
+
+def in_order(spans: Sequence[TraceSpan]) -> list[TraceSpan]:
+    """Return *spans* as :func:`draw` shows them: each before its children, siblings in order of time."""
+    return [span for _, span in _walk(_children(spans), "", "")]
+
+
+def _children(spans: Sequence[TraceSpan]) -> dict[str, list[TraceSpan]]:
     known = {span.span_id for span in spans}
     children: defaultdict[str, list[TraceSpan]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: span.start_ns):
         children[span.parent_id if span.parent_id in known else ""].append(span)
+    return children
+
+
+def draw(spans: Sequence[TraceSpan]) -> Table:
+    """Return the spans of one trace as a table whose first column is the tree, in order of time."""
+    children = _children(spans)
     start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
 
     table = Table(box=None, pad_edge=False, header_style="dim")
