@@ -1,7 +1,8 @@
-"""Every span and attribute name, and the helpers that emit them. Only the OpenTelemetry API is used here.
+"""Every span, attribute and metric name, and the helpers that emit them. Only the OpenTelemetry API is used here.
 
-What a span may carry: names, ids, sizes, durations, and the type and place of an error. Never a payload, an error's message
-or a traceback: exceptions are not recorded and statuses have no description. While no SDK is installed nothing is created.
+What a span or a metric may carry: names, ids, sizes, durations, and the type and place of an error. Never a payload, an error's
+message or a traceback: exceptions are not recorded and statuses have no description. While no SDK is installed nothing is
+created. Metrics name no run and no caller: a series lives as long as the process, so what names one comes from a bounded set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.context import Context as TraceContext
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -18,6 +19,7 @@ from opentelemetry.util.types import AttributeValue
 
 __all__ = [
     "TraceContext",
+    "active_runs",
     "call_span",
     "command_span",
     "current_trace_id",
@@ -25,10 +27,16 @@ __all__ = [
     "extract",
     "inject",
     "mark_failed",
+    "metered",
     "note_attempt",
+    "queued_runs",
+    "refused",
+    "run_ended",
     "run_span",
     "served_span",
+    "step_ended",
     "step_span",
+    "stream_lag",
 ]
 
 TRACER = "blazen_peer"
@@ -53,10 +61,45 @@ RPC_SERVICE = "rpc.service"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.grpc.status_code"
 
+OUTCOME = "blazen.outcome"  # ok, failed, cancelled or timeout
+REFUSAL = "blazen.refusal"  # an error's kind, or the status that the gate answers with
+OTHER = "other"  # what a series is called whose own name would be one too many
+
+MAX_NAMES = 256  # workflows, steps, methods with series of their own: a call may name what it likes
 
 _OFF: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 _PROPAGATOR = TraceContextTextMapPropagator()
 _TRACER = trace.get_tracer(TRACER)
+_METER = metrics.get_meter(TRACER)
+_SECS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+
+_RUNS = _METER.create_counter("blazen.runs", unit="{run}", description="Runs that have ended, by workflow and outcome.")
+_RUN_SECS = _METER.create_histogram(
+    "blazen.run.duration", unit="s", description="From a run's beginning to its end.", explicit_bucket_boundaries_advisory=_SECS
+)
+_STEPS = _METER.create_counter("blazen.steps", unit="{step}", description="Steps that have ended, by step and outcome.")
+_STEP_SECS = _METER.create_histogram(
+    "blazen.step.duration",
+    unit="s",
+    description="From a step's beginning to its end, its repeats included.",
+    explicit_bucket_boundaries_advisory=_SECS,
+)
+_ACTIVE = _METER.create_up_down_counter(
+    "blazen.runs.active", unit="{run}", description="Remote calls whose run is in progress."
+)
+_QUEUED = _METER.create_up_down_counter(
+    "blazen.runs.queued", unit="{run}", description="Remote calls that wait for their turn."
+)
+_REFUSALS = _METER.create_counter(
+    "blazen.refusals", unit="{call}", description="Calls that were refused, by method and reason."
+)
+_LAG = _METER.create_histogram(
+    "blazen.stream.lag",
+    unit="{event}",
+    description="Events that a stream's reader was behind when it was given one.",
+    explicit_bucket_boundaries_advisory=(0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
+)
+_names: dict[str, set[str]] = {WORKFLOW_NAME: set(), STEP_ID: set(), RPC_METHOD: set()}
 
 
 def enabled() -> bool:
@@ -139,6 +182,56 @@ def served_span(service: str, method: str, parent: TraceContext | None) -> Abstr
     if not enabled():
         return _passing(parent)
     return _span(f"{service}/{method}", SpanKind.SERVER, _rpc(service, method), parent or TraceContext())
+
+
+def metered() -> bool:
+    """Say whether a meter provider that could record anything is installed in this process."""
+    # The API's own providers record nothing; they have no public common class.
+    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
+
+
+def run_ended(workflow: str, outcome: str, duration_secs: float) -> None:
+    """Count a run of *workflow*; *outcome* is ``ok``, ``failed``, ``cancelled`` or ``timeout``."""
+    attributes = {WORKFLOW_NAME: _bounded(WORKFLOW_NAME, workflow), OUTCOME: outcome}
+    _RUNS.add(1, attributes)
+    _RUN_SECS.record(duration_secs, attributes)
+
+
+def step_ended(step_id: str, outcome: str, duration_secs: float) -> None:
+    """Count an execution of a step, its repeats included; *outcome* is ``ok``, ``failed`` or ``cancelled``."""
+    attributes = {STEP_ID: _bounded(STEP_ID, step_id), OUTCOME: outcome}
+    _STEPS.add(1, attributes)
+    _STEP_SECS.record(duration_secs, attributes)
+
+
+def active_runs(change: int) -> None:
+    """Say that *change* more remote calls have a run in progress."""
+    _ACTIVE.add(change)
+
+
+def queued_runs(change: int) -> None:
+    """Say that *change* more remote calls wait for their turn."""
+    _QUEUED.add(change)
+
+
+def refused(method: str, reason: str) -> None:
+    """Count a call of *method*, as the wire names it, that was refused; *reason* is an error's kind or the gate's status."""
+    _REFUSALS.add(1, {RPC_METHOD: _bounded(RPC_METHOD, method), REFUSAL: reason})
+
+
+def stream_lag(events: int) -> None:
+    """Say how many *events* a stream's reader has still before it."""
+    _LAG.record(events)
+
+
+def _bounded(kind: str, name: str) -> str:
+    known = _names[kind]
+    if name in known:
+        return name
+    if len(known) >= MAX_NAMES:
+        return OTHER
+    known.add(name)
+    return name
 
 
 def _rpc(service: str, method: str) -> dict[str, AttributeValue]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from blazen_peer import telemetry
+from blazen_peer.cli.exporters import start_telemetry
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, fail, print_json, printable, report
 from blazen_peer.cli.refs import ref_object, refs_app
@@ -22,7 +23,6 @@ from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
 from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls, server_tls
 from blazen_peer.cli.trace import trace
-from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.client import PeerClient
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
@@ -171,7 +171,7 @@ def run(
     console = Console(stderr=True)
     text = _input_text(input_)
     invocation_id = invocation_id or secrets.token_hex(16)
-    end_tracing = start_tracing(node_id, os.environ)
+    end_tracing = start_telemetry(node_id, os.environ)
     try:
         with (
             console.status(Text(f"{printable(workflow)} runs on {printable(address)}")),

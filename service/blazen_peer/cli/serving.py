@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from blazen_peer.cli.exporters import start_telemetry
 from blazen_peer.cli.logs import log_to
-from blazen_peer.cli.tracing import start_tracing
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY
@@ -45,7 +45,7 @@ def serve_app(
     if log_level not in _LEVELS:
         raise ValidationError(f"log level {log_level!r} is not one of {', '.join(_LEVELS)}")
     log_to(sys.stderr, _LEVELS[log_level])
-    end_tracing = start_tracing(node_id, os.environ)
+    end_tracing = start_telemetry(node_id, os.environ)
     try:
         _import(app_module)
         server = PeerServer(

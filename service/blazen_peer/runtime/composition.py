@@ -16,7 +16,7 @@ from blazen_peer.errors import ValidationError, WorkflowError
 from blazen_peer.events import START, Event, StartEvent, StopEvent, convert
 from blazen_peer.runtime.context import Context
 from blazen_peer.runtime.definition import EventName, define_step
-from blazen_peer.runtime.execution import execute
+from blazen_peer.runtime.execution import counted, execute
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.runtime.workflow import StepLike, Workflow, definition_of
@@ -182,8 +182,9 @@ async def _branch(step: StepDefinition, event: Event, ctx: Context) -> Event:
     wanted = step.accepted_classes.get(event.event_type)
     with telemetry.step_span(step.id, event.event_type) as span:
         try:
-            given = event if wanted is None else convert(event, wanted)
-            output = await execute(step, given, ctx._run, ctx._port, recorded=span.is_recording())
+            with counted(step):
+                given = event if wanted is None else convert(event, wanted)
+                output = await execute(step, given, ctx._run, ctx._port, recorded=span.is_recording())
         except SystemExit as error:  # out of a task of its own it would end the process
             raise WorkflowError(message_of(error), step.id) from error
     if not isinstance(output, Event):

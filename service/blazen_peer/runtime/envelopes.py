@@ -7,13 +7,14 @@ import hashlib
 
 from blazen_peer import jsontext
 from blazen_peer.errors import EncodeError, ValidationError
+from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT
 from blazen_peer.runtime.run import Run
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
 __all__ = ["read_input", "response_of"]
 
 _MAX_INLINE_BYTES = 256 * 1024
-_BARE = ("workflow timed out after ", "workflow cancelled")  # texts that stand without "workflow error: " on the wire
+_BARE = (TIMED_OUT, CANCELLED)  # texts that stand without "workflow error: " on the wire
 
 
 async def read_input(request: SubWorkflowRequest, named: bool) -> tuple[object, bytes]:

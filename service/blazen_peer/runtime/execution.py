@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from random import random
+from time import monotonic
 from typing import Any
+
+from opentelemetry.trace import Span
 
 from blazen_peer import telemetry
 from blazen_peer.engine import StepDefinition
@@ -15,7 +19,10 @@ from blazen_peer.events import Event
 from blazen_peer.runtime.context import Context, RunInfo, RunPort
 from blazen_peer.runtime.turns import Turn
 
-__all__ = ["execute"]
+__all__ = ["CANCELLED", "TIMED_OUT", "counted", "execute", "note_end"]
+
+CANCELLED = "workflow cancelled"
+TIMED_OUT = "workflow timed out after "
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +58,30 @@ async def execute(step: StepDefinition, event: Event, info: RunInfo, port: RunPo
         await asyncio.sleep(wait_secs)
         if recorded:
             telemetry.note_attempt(failures + 1)
+
+
+@contextmanager
+def counted(step: StepDefinition) -> Iterator[None]:
+    """Count what is done inside as one execution of *step*, its repeats included."""
+    began, outcome = monotonic(), "failed"
+    try:
+        yield
+        outcome = "ok"
+    except asyncio.CancelledError:
+        outcome = "cancelled"
+        raise
+    finally:
+        telemetry.step_ended(step.id, outcome, monotonic() - began)
+
+
+def note_end(span: Span, info: RunInfo, error: BaseException | None, duration_secs: float) -> None:
+    """Say on the run's *span*, and in the metrics, how it ended."""
+    outcome = "ok"
+    if error is not None:
+        telemetry.mark_failed(span, error)
+        text = str(error)
+        outcome = "cancelled" if text == CANCELLED else "timeout" if text.startswith(TIMED_OUT) else "failed"
+    telemetry.run_ended(info.workflow_name, outcome, duration_secs)
 
 
 async def _once(step: StepDefinition, event: Event, context: Context, port: RunPort) -> Any:

@@ -16,6 +16,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+from blazen_peer import telemetry
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import (
     EncodeError,
@@ -243,12 +244,14 @@ class Invocations:
             refs=RunRefs(self._refs.table, caller, parent_run_id=metadata.parent_run_id, listed=True),
         )
         self._running.add(invocation)
+        telemetry.active_runs(1)
         self._idle.clear()
         invocation.begun(run)
 
     def _over(self, invocation: Invocation, run: Run) -> None:
         """A run has ended: keep its answer, and give the next its turn. Called by the run before it wakes who waits."""
         self._running.discard(invocation)
+        telemetry.active_runs(-1)
         self._refs.watch_leases()
         if run.error is not None and invocation.key is not None:
             self._stopping[invocation.key] = run, self._loop.time()
@@ -256,6 +259,7 @@ class Invocations:
         self._answer(invocation, run)
         while self._queue and len(self._running) < self._settings.max_runs:
             queued = self._queue.pop(next(iter(self._queue)))
+            telemetry.queued_runs(-1)
             queued.begin()
         if not self._running and not self._queue:
             self._idle.set()
@@ -293,9 +297,11 @@ class Invocations:
         # Its trace and its other context variables are its caller's, and not those of the run whose end gives it its turn.
         start = partial(self._start, invocation, workflow, document, caller, metadata, timeout_secs, deadline)
         self._queue[invocation] = _Queued(start, timer, contextvars.copy_context())
+        telemetry.queued_runs(1)
 
     def _end_queued(self, invocation: Invocation, why: str) -> None:
         self._queue.pop(invocation).timer.cancel()
+        telemetry.queued_runs(-1)
         self._finish(invocation, SubWorkflowResponse(error=why).encode())
         if not self._running and not self._queue:
             self._idle.set()
@@ -306,6 +312,7 @@ class Invocations:
         async for item in invocation.log.read(cursor, self._heartbeat_secs):
             if isinstance(item, LoggedEvent):
                 cursor = item.sequence
+                telemetry.stream_lag(invocation.log.last - cursor)
                 yield SubWorkflowEvent(*item)
             elif isinstance(item, Gap):
                 cursor = item.last

@@ -18,7 +18,7 @@ from blazen_peer.engine import Commands, Ended, RoutingTable, RunState, StepDefi
 from blazen_peer.errors import WorkflowError
 from blazen_peer.events import Event
 from blazen_peer.runtime.context import Context, RunInfo, enter_run
-from blazen_peer.runtime.execution import execute
+from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT, counted, execute, note_end
 from blazen_peer.runtime.memory import MAKING, RunMemory
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.runtime.threads import StepThreads
@@ -131,7 +131,7 @@ class Run:
 
     def cancel(self) -> None:
         """End the run as ``workflow cancelled``, if it is not over; its steps are cancelled and not waited for."""
-        self._stop("workflow cancelled")
+        self._stop(CANCELLED)
 
     @property
     def result(self) -> WorkflowResult | None:
@@ -220,7 +220,7 @@ class Run:
 
     async def _lead(self, event: Event, place: _Place, trace_parent: telemetry.TraceContext | None) -> None:
         """The first task: enters the run and its span, and stays until the outcome when the span is recorded."""
-        info = self.info
+        info, began, metered = self.info, monotonic(), telemetry.metered()
         enter_run(info)
         with telemetry.run_span(
             info.workflow_name,
@@ -230,7 +230,7 @@ class Run:
             invocation_id=info.invocation_id,
             parent=trace_parent,
         ) as span:
-            self._recording = span.is_recording()
+            self._recording = span.is_recording() or metered
             try:
                 await self._work(self._follow(self._state.begun(event)), place)
                 if self._recording and self._state.ended is None:
@@ -239,8 +239,8 @@ class Run:
                 if self._state.ended is None:
                     self.cancel()  # the whole event loop is going away
             ended = self._state.ended
-            if self._recording and ended is not None and ended.error is not None:
-                telemetry.mark_failed(span, ended.error)
+            if self._recording and ended is not None:
+                note_end(span, info, ended.error, monotonic() - began)
 
     async def _work(self, work: Work | None, place: _Place) -> None:
         """Execute *work* and what follows from it, until nothing does."""
@@ -283,7 +283,8 @@ class Run:
     async def _traced(self, step: StepDefinition, event: Event) -> Any:
         with telemetry.step_span(step.id, event.event_type):
             try:
-                return await execute(step, event, self.info, self, recorded=True)
+                with counted(step):
+                    return await execute(step, event, self.info, self, recorded=True)
             except asyncio.CancelledError:
                 if self._state.ended is None:
                     raise
@@ -314,7 +315,7 @@ class Run:
             self._timer = self._loop.call_at(deadline, self._time_out)
 
     def _time_out(self) -> None:
-        self._stop(f"workflow timed out after {self._timeout_secs:.10g}s")
+        self._stop(f"{TIMED_OUT}{self._timeout_secs:.10g}s")
 
     def _stop(self, why: str) -> None:
         commands = self._state.stopped(WorkflowError(why))

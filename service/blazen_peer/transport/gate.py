@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import grpc
 
+from blazen_peer import telemetry
 from blazen_peer.auth.gate import Gate, Refused
 from blazen_peer.auth.tokens import TokenKeys
 from blazen_peer.errors import BlazenError, EncodeError, PermissionDeniedError, UnauthenticatedError
@@ -106,6 +107,7 @@ class GateInterceptor(grpc.GenericRpcHandler):
                 metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock(), certificate_uris=certificate_uris
             )
         except Refused as refused:
+            telemetry.refused(method.rpartition("/")[2], refused.status)
             logger.warning("refused %s with %s: %s%s", method, refused.status, refused.reason, _said_of(metadata))
             return refused.status
         ADMITTED.set(Admitted(caller, metadata))

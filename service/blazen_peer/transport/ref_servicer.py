@@ -147,10 +147,11 @@ async def _end(context: _Context, method: str, error: Exception) -> NoReturn:
     """End a call with the status of *error*; a defect is INTERNAL, and in the log."""
     if not isinstance(error, BlazenError):
         logger.error("a defect ended a call of %s", method, exc_info=error)
-    refusal = refusal_of(error) if isinstance(error, BlazenError) else None
-    if refusal is None:
+    if not isinstance(error, BlazenError):
         await context.abort(grpc.StatusCode.INTERNAL, "internal error")
     else:
+        refusal = refusal_of(error)
+        telemetry.refused(method, error.kind)
         await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
     raise AssertionError  # abort raises
 

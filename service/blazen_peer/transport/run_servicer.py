@@ -120,6 +120,7 @@ async def _served(
                 raise
             span.set_attribute(telemetry.RPC_STATUS_CODE, grpc.StatusCode.OK.value[0])
     except BlazenError as error:
+        telemetry.refused(method, error.kind)
         refusal = refusal_of(error)
         await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
     except (asyncio.CancelledError, grpc.aio.AbortError):

@@ -62,6 +62,7 @@ def peer_handlers(invoke: Invoke, node_id: str) -> grpc.GenericRpcHandler:
                 span.set_attributes({telemetry.RPC_STATUS_CODE: _OK, telemetry.RESPONSE_BYTES: len(response)})
                 return response
         except BlazenError as error:
+            telemetry.refused("InvokeSubWorkflow", error.kind)
             refusal = refusal_of(error)
             await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
         except Exception:
