@@ -7,7 +7,7 @@ region's name in a mesh with regions.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from blazen_peer.errors import ValidationError
@@ -76,15 +76,18 @@ class Caller:
         kind: ``"proven"`` (a certificate, shown to the sidecar or to the peer),
             ``"claimed"`` (a token's ``iss`` alone) or ``"anonymous"``.
         name: The full SPIFFE URI, the claimed node id, or the empty string.
+        stamps: The data classes that came with the call beside the sidecar's proof: exactly one where all is right. They are
+            what the call may carry, and no part of who the caller is.
     """
 
     kind: Literal["proven", "claimed", "anonymous"]
     name: str = ""
+    stamps: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
-    def proven(cls, peer: PeerId) -> Caller:
+    def proven(cls, peer: PeerId, stamps: tuple[str, ...] = ()) -> Caller:
         """Return the caller that a certificate proved to be *peer*."""
-        return cls("proven", str(peer))
+        return cls("proven", str(peer), stamps)
 
     @classmethod
     def claimed(cls, node_id: str) -> Caller:

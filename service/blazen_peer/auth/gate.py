@@ -7,6 +7,8 @@
 3. The identity header. It counts only beside a right proof, and then it must be exactly one valid value; without a proof it is
    ignored as if it were not there. ``require_identity`` refuses every call that has not both.
 4. The two together. A JWT's ``iss`` must be the proven node. A raw bearer says nothing of a node, and needs not.
+5. The data-class stamps, all that came, go on with the caller; beside a right proof alone. Whether they are right is the
+   policy's to say.
 
 Over direct mutual TLS the caller's own certificate stands in the place of 2 and 3: it must hold exactly one URI, which names a
 peer. What such a caller sends as proof or identity header is not looked at: no sidecar stands between.
@@ -19,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hmac import compare_digest
 
-from blazen_peer.auth.refusal import AUTHORIZATION, CLIENT_CERT, SIDECAR_PROOF, Refused
+from blazen_peer.auth.refusal import AUTHORIZATION, CLIENT_CERT, DATA_CLASS_STAMP, SIDECAR_PROOF, Refused
 from blazen_peer.auth.sidecar import parse_client_cert
 from blazen_peer.auth.tokens import MAX_BEARER_CHARS, TokenKeys, VerifiedTokens
 from blazen_peer.errors import ValidationError
@@ -65,6 +67,7 @@ class Gate:
         authorization: list[str | bytes] = []
         certificates: list[str | bytes] = []
         sent_proofs: list[str | bytes] = []
+        stamps: tuple[str, ...] = ()
         for name, value in metadata:
             if name == AUTHORIZATION:
                 authorization.append(value)
@@ -72,10 +75,13 @@ class Gate:
                 certificates.append(value)
             elif name == SIDECAR_PROOF:
                 sent_proofs.append(value)
+            elif name == DATA_CLASS_STAMP:
+                stamps = (*stamps, value if isinstance(value, str) else "")
 
         claimed = None if keys is None else self._authenticate(authorization, keys, now)
         if certificate_uris is not None:
             peer: PeerId | None = _named_by(certificate_uris)
+            stamps = ()
         else:
             peer = _proven(certificates) if _vouched_for(sent_proofs, proofs) else None
         if peer is None:
@@ -84,7 +90,7 @@ class Gate:
             return ANONYMOUS if claimed is None else Caller.claimed(claimed)
         if claimed is not None and claimed != peer.node_id:
             raise Refused("PERMISSION_DENIED", f"the token is of node {claimed}, the certificate of {peer}")
-        return Caller.proven(peer)
+        return Caller.proven(peer, stamps)
 
     def _authenticate(self, values: list[str | bytes], keys: TokenKeys, now: float) -> str | None:
         """Return the node id that a JWT claims; None for a raw bearer."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["AUTHORIZATION", "CLIENT_CERT", "SIDECAR_PROOF", "Refused"]
+__all__ = ["AUTHORIZATION", "CLIENT_CERT", "DATA_CLASS_STAMP", "SIDECAR_PROOF", "Refused"]
 
 AUTHORIZATION = "authorization"
 CLIENT_CERT = "x-forwarded-client-cert"  # Envoy writes it; see sidecar.py
 SIDECAR_PROOF = "x-blazen-sidecar-proof"  # the ingress sidecar adds it to every call that it lets in
+DATA_CLASS_STAMP = "x-blazen-data-class"  # the caller's egress sidecar stamps it; the ingress keeps it
 
 
 class Refused(Exception):  # noqa: N818 - an answer of the gate, not a fault

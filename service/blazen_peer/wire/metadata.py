@@ -22,6 +22,8 @@ CLIENT_NODE_ID = "blazen-client-node-id"
 TIMEOUT_MS = "blazen-timeout-ms"
 PARENT_RUN_ID = "blazen-parent-run-id"
 CURSOR = "blazen-cursor"
+DATA_CLASS = "blazen-data-class"
+WORKFLOW = "blazen-workflow"
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
@@ -32,7 +34,10 @@ INSTANCE_ID = "blazen-instance-id"
 MAX_TIMEOUT_SECS = 10 * 365 * 86_400  # beyond this a timeout is clamped: grpcio fails at once on absurd deadlines
 _ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
-_OURS = frozenset({INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, PARENT_RUN_ID, INSTANCE_ID, CURSOR, *TRACE_HEADERS})
+_LINE = re.compile(r"[!-~]([ -~]{0,510}[!-~])?", re.ASCII)  # what a header carries unchanged
+_OURS = frozenset(
+    {INVOCATION_ID, CLIENT_NODE_ID, TIMEOUT_MS, PARENT_RUN_ID, INSTANCE_ID, CURSOR, DATA_CLASS, WORKFLOW, *TRACE_HEADERS}
+)
 
 
 class CallMetadata(NamedTuple):
@@ -46,6 +51,8 @@ class CallMetadata(NamedTuple):
         parent_run_id: The caller's run in whose step the call is made, where there is one: session refs may last until it ends.
         instance_id: The process that the call is for, where no other may take it up.
         cursor: Of a stream: the sequence number of the last event that the caller has seen.
+        data_class: The class of the data that the call carries, as the client says it.
+        workflow: The workflow's name, for logs on the way; left away where a header cannot carry it. The envelope has it too.
     """
 
     invocation_id: str | None = None
@@ -55,6 +62,8 @@ class CallMetadata(NamedTuple):
     parent_run_id: str | None = None
     instance_id: str | None = None
     cursor: int | None = None
+    data_class: str | None = None
+    workflow: str | None = None
 
     def encode(self) -> list[tuple[str, str]]:
         """Return the metadata pairs, in a fixed order."""
@@ -71,6 +80,10 @@ class CallMetadata(NamedTuple):
             pairs.append((INSTANCE_ID, self.instance_id))
         if self.cursor is not None:
             pairs.append((CURSOR, str(self.cursor)))
+        if self.data_class is not None:
+            pairs.append((DATA_CLASS, self.data_class))
+        if self.workflow is not None and _LINE.fullmatch(self.workflow):
+            pairs.append((WORKFLOW, self.workflow))
         pairs.extend(self.trace.items())
         return pairs
 
@@ -109,8 +122,12 @@ class CallMetadata(NamedTuple):
             if not _NUMBER.fullmatch(number):
                 raise EncodeError(f"metadata {CURSOR} is not a sequence number")
             cursor = int(number)
+        data_class = found.get(DATA_CLASS)
+        if data_class is not None and not _ID.fullmatch(data_class):
+            raise EncodeError(f"metadata {DATA_CLASS} is not 1 to 128 visible ASCII characters")
         trace = {name: found[name] for name in TRACE_HEADERS if name in found}
-        return cls(invocation_id, client_node_id, timeout_ms, trace, parent_run_id, found.get(INSTANCE_ID), cursor)
+        instance_id, workflow = found.get(INSTANCE_ID), found.get(WORKFLOW)
+        return cls(invocation_id, client_node_id, timeout_ms, trace, parent_run_id, instance_id, cursor, data_class, workflow)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blazen_peer.auth import AUTHORIZATION, CLIENT_CERT, SIDECAR_PROOF, Gate, Refused, TokenKeys, mint
+from blazen_peer.auth import AUTHORIZATION, CLIENT_CERT, DATA_CLASS_STAMP, SIDECAR_PROOF, Gate, Refused, TokenKeys, mint
 from blazen_peer.identity import ANONYMOUS, Caller, PeerId
 
 NOW = 1_700_000_000.0
@@ -223,6 +223,36 @@ def test_callers_of_different_kinds_differ() -> None:
     assert decision([MINTED], required=False) != decision([MINTED, IDENTITY, PROVING], required=False)
 
 
+PERSONAL: Entry = (DATA_CLASS_STAMP, "personal")
+STAMPS = [
+    pytest.param([MINTED, IDENTITY, PROVING], (), id="none"),
+    pytest.param([PERSONAL, MINTED, IDENTITY, PROVING], ("personal",), id="one"),
+    pytest.param([PERSONAL, MINTED, IDENTITY, PROVING, (DATA_CLASS_STAMP, "x")], ("personal", "x"), id="two-in-their-order"),
+    pytest.param([PERSONAL, PERSONAL, MINTED, IDENTITY, PROVING], ("personal", "personal"), id="the-same-twice"),
+    pytest.param([(DATA_CLASS_STAMP, "personal,x"), MINTED, IDENTITY, PROVING], ("personal,x",), id="joined-stays-joined"),
+    pytest.param([(DATA_CLASS_STAMP, b"personal"), MINTED, IDENTITY, PROVING], ("",), id="bytes-are-no-class"),
+    pytest.param([PERSONAL, MINTED, IDENTITY], (), id="without-the-proof"),
+    pytest.param([PERSONAL, MINTED, PROVING], (), id="without-an-identity"),
+    pytest.param([("blazen-data-class", "personal"), MINTED, IDENTITY, PROVING], (), id="what-a-client-says-is-no-stamp"),
+]
+
+
+@pytest.mark.parametrize(("metadata", "stamps"), STAMPS)
+def test_stamps(metadata: list[Entry], stamps: tuple[str, ...]) -> None:
+    """All stamps beside the sidecar's proof go on with the caller, and none without it; they do not change who it is."""
+    caller = decision(metadata, required=False)
+    assert isinstance(caller, Caller)
+    assert caller.stamps == stamps
+    assert caller in (PROVEN, CLAIMED)
+
+
+def test_stamps_over_direct_tls() -> None:
+    """A caller without a sidecar has no stamp, whatever it sends."""
+    caller = directly([RAW, PERSONAL, IDENTITY, PROVING], NODE_A)
+    assert isinstance(caller, Caller)
+    assert caller.stamps == ()
+
+
 @pytest.mark.parametrize(("metadata", "lenient", "strict"), DECISIONS)
 def test_reasons_hold_no_secret(metadata: list[Entry], lenient: object, strict: object) -> None:
     """What goes to the log names the rule, and holds no token, no proof, and no JWT."""
@@ -237,7 +267,7 @@ def test_reasons_hold_no_secret(metadata: list[Entry], lenient: object, strict: 
     assert "\n" not in shown
 
 
-names = st.sampled_from([AUTHORIZATION, CLIENT_CERT, SIDECAR_PROOF, "x", "Authorization", ""])
+names = st.sampled_from([AUTHORIZATION, CLIENT_CERT, SIDECAR_PROOF, DATA_CLASS_STAMP, "x", "Authorization", ""])
 values = (
     st.text() | st.binary() | st.sampled_from([entry[1] for entry in (RAW, MINTED, IDENTITY, OTHER_IDENTITY, PROVING, FORGED)])
 )
@@ -252,6 +282,7 @@ def test_any_metadata(metadata: list[Entry], required: bool, keys: TokenKeys | N
     if isinstance(found, Caller) and (required or found.kind == "proven"):
         assert found.kind == "proven"
         assert proofs
+        assert len(found.stamps) == len([value for name, value in metadata if name == DATA_CLASS_STAMP])
         assert [value for name, value in metadata if name == SIDECAR_PROOF] == [PROOF]
         assert len([value for name, value in metadata if name == CLIENT_CERT]) == 1
     if isinstance(found, Caller) and keys is not None:

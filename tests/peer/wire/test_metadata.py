@@ -16,13 +16,19 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 def test_round_trip() -> None:
     """What a client encodes a server decodes."""
-    sent = CallMetadata("id-1", "node-a", 1500, {"traceparent": TRACEPARENT}, "run-1")
+    sent = CallMetadata("id-1", "node-a", 1500, {"traceparent": TRACEPARENT}, "run-1", data_class="personal", workflow="a b")
     assert CallMetadata.decode(sent.encode()) == sent
 
 
 def test_a_parent_that_cannot_travel() -> None:
     """A run id that a header cannot carry is left out."""
     assert CallMetadata(parent_run_id="größer").encode() == []
+
+
+@pytest.mark.parametrize("name", ["größe", "", " a", "a ", "a\nb", "x" * 513], ids=repr)
+def test_a_workflow_that_cannot_travel(name: str) -> None:
+    """A workflow's name that a header would change is left out: the envelope has it."""
+    assert CallMetadata(workflow=name).encode() == []
 
 
 def test_other_clients_send_none() -> None:
@@ -38,6 +44,10 @@ REFUSED = [
     pytest.param([("blazen-client-node-id", "../a")], id="not-a-node-id"),
     pytest.param([("blazen-parent-run-id", "a b")], id="a-space-in-the-parent"),
     pytest.param([("blazen-parent-run-id", "a"), ("blazen-parent-run-id", "b")], id="two-parents"),
+    pytest.param([("blazen-data-class", "personal")] * 2, id="the-same-data-class-twice"),
+    pytest.param([("blazen-data-class", "")], id="empty-data-class"),
+    pytest.param([("blazen-data-class", "a b")], id="a-space-in-the-data-class"),
+    pytest.param([("blazen-workflow", "a"), ("blazen-workflow", "b")], id="two-workflows"),
     pytest.param([("blazen-timeout-ms", "-1")], id="negative"),
     pytest.param([("blazen-timeout-ms", "1e3")], id="not-digits"),
     pytest.param([("blazen-timeout-ms", "٣")], id="digits-of-another-script"),
