@@ -97,6 +97,9 @@ def serve(
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[
+        str, typer.Option(metavar="FORMAT", envvar="BLAZEN_LOG_FORMAT", help="text, or json: one object a line.")
+    ] = "text",
 ) -> None:
     """Serve the steps that MODULE registers, until SIGTERM or SIGINT; then drain and end. A second signal stops at once.
 
@@ -125,6 +128,7 @@ def serve(
         tls=server_tls(tls_cert, tls_key, tls_ca),
         settings=settings,
         log_level=log_level,
+        log_format=log_format,
     )
 
 

@@ -35,6 +35,7 @@ def serve_app(
     tls: ServerTls | None,
     settings: ServerSettings,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Serve what importing *app_module* registers, until a signal; then drain, and end the process.
 
@@ -44,7 +45,7 @@ def serve_app(
     """
     if log_level not in _LEVELS:
         raise ValidationError(f"log level {log_level!r} is not one of {', '.join(_LEVELS)}")
-    log_to(sys.stderr, _LEVELS[log_level])
+    log_to(sys.stderr, _LEVELS[log_level], style=log_format, node_id=node_id)
     end_tracing = start_telemetry(node_id, os.environ)
     try:
         _import(app_module)

@@ -23,7 +23,7 @@ Command = Callable[..., Any]
 OneLine = Callable[[Any], str]
 
 
-@pytest.mark.parametrize("name", ["", "serve", "run", "describe", "token"])
+@pytest.mark.parametrize("name", ["", "serve", "run", "describe", "token", "trace"])
 def test_help(name: str, command: Command) -> None:
     """Each help text has an example that begins with the command, and the exit codes."""
     outcome = command(*([name] if name else []), "--help")
