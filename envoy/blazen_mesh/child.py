@@ -40,13 +40,26 @@ class Child:
         self._ended = asyncio.create_task(self._follow(), name=f"output of {name}")
 
     @classmethod
-    async def start(cls, name: str, argv: Sequence[str], *, on_line: OnLine, env: Mapping[str, str] | None = None) -> Child:
-        """Start *argv*, its standard error joined to its standard output. A program that is not there ends at once."""
+    async def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        *,
+        on_line: OnLine,
+        env: Mapping[str, str] | None = None,
+        share_output: bool = False,
+    ) -> Child:
+        """Start *argv*, its standard error joined to its standard output. A program that is not there ends at once.
+
+        Args:
+            share_output: It writes to our own standard output, unread by us, which costs nothing; *on_line* then gets its
+                standard error alone.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), *argv),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=None if share_output else asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE if share_output else asyncio.subprocess.STDOUT,
             env=env,
             start_new_session=True,
         )
@@ -97,7 +110,7 @@ class Child:
                 await self.wait()
 
     async def _follow(self) -> int:
-        stream, rest = self._process.stdout, b""
+        stream, rest = self._process.stdout or self._process.stderr, b""
         assert stream is not None  # noqa: S101 - it was asked for
         while chunk := await stream.read(CHUNK_BYTES):
             *lines, rest = (rest + chunk).split(b"\n")

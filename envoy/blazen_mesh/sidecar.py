@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from blazen_mesh.admin import Admin, AdminError
 from blazen_mesh.child import Child, OnLine
 from blazen_peer.errors import BlazenError
 
-__all__ = ["Sidecar", "StartError"]
+__all__ = ["HotRestart", "Sidecar", "StartError", "ended"]
 
 POLL_SECS = 0.05
+QUIET_SECS = 0.25
 END_SECS = 5.0
+DRAIN_NOTICE_SECS = 1
+"""How long a draining sidecar still takes new connections, while it asks those it has to go elsewhere."""
 
 
 class StartError(BlazenError):
     """A process of the mesh did not start, or ended by itself; the text holds its last lines."""
 
     kind = "Start"
+
+
+@dataclass(frozen=True, slots=True)
+class HotRestart:
+    """How one Envoy takes the listening sockets over from another, so that no caller meets a closed port.
+
+    Attributes:
+        base_id: What both share, and no other Envoy of the machine has: it names their shared memory.
+        epoch: 0 for the first, and one more for each that follows it.
+        socket: Where they talk; Envoy lays its own endings on to it. A path rather than Envoy's own default, a name that every
+            user of the machine may connect to.
+        leave_secs: How long the predecessor may take for its calls in flight, before it is ended.
+    """
+
+    base_id: int
+    epoch: int
+    socket: Path
+    leave_secs: float
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options for Envoy."""
+        found = ["--base-id", str(self.base_id), "--restart-epoch", str(self.epoch)]
+        found += ["--socket-path", str(self.socket), "--socket-mode", "600"]
+        return [*found, "--parent-shutdown-time-s", str(math.ceil(self.leave_secs) + DRAIN_NOTICE_SECS)]
 
 
 class Sidecar:
@@ -41,6 +71,8 @@ class Sidecar:
         concurrency: int = 1,
         flush_ms: int = 500,
         options: Sequence[str] = (),
+        hot_restart: HotRestart | None = None,
+        share_output: bool = False,
     ) -> Sidecar:
         """Start *envoy* from *config*; it is not ready yet.
 
@@ -48,10 +80,15 @@ class Sidecar:
             concurrency: Worker threads. One connection is served by one of them.
             flush_ms: How often access logs are written, in milliseconds.
             options: More arguments for Envoy.
+            hot_restart: Take over from the Envoy before, or be ready to be taken over from; None: neither.
+            share_output: Access logs go to our own standard output, unread by us.
         """
-        argv = [str(envoy), "-c", str(config), "--disable-hot-restart", "--log-level", "warning", "--log-format", "%l %n %v"]
-        argv += ["--concurrency", str(concurrency), "--file-flush-interval-msec", str(flush_ms), *options]
-        return cls(await Child.start(name, argv, on_line=on_line), Admin(admin_socket))
+        argv = [str(envoy), "-c", str(config), "--log-level", "warning", "--log-format", "%l %n %v"]
+        argv += ["--concurrency", str(concurrency), "--file-flush-interval-msec", str(flush_ms)]
+        argv += ["--drain-time-s", str(DRAIN_NOTICE_SECS), "--drain-strategy", "immediate"]
+        argv += hot_restart.arguments if hot_restart else ["--disable-hot-restart"]
+        child = await Child.start(name, [*argv, *options], on_line=on_line, share_output=share_output)
+        return cls(child, Admin(admin_socket))
 
     async def wait_ready(self, within_secs: float) -> None:
         """Wait until it serves with live certificates.
@@ -77,14 +114,26 @@ class Sidecar:
             await self.admin.post("/drain_listeners?graceful&skip_exit")
 
     async def wait_idle(self, within_secs: float) -> bool:
-        """Wait until no call is in flight, for *within_secs* at most; return whether that came about."""
+        """Wait until no call has been in flight for a moment, *within_secs* at most; return whether that came about."""
+        clock = asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError, AdminError):
             async with asyncio.timeout(within_secs):
+                busy = clock.time()
                 # Only the admin interface knows, and it has to be asked.
-                while self.child.returncode is None and await self.admin.active_calls():  # noqa: ASYNC110
+                while self.child.returncode is None and clock.time() - busy < QUIET_SECS:
+                    if await self.admin.active_calls():
+                        busy = clock.time()
                     await asyncio.sleep(POLL_SECS)
             return True
         return self.child.returncode is not None
+
+    async def drain(self, within_secs: float) -> bool:
+        """Do :meth:`begin_drain`, let callers notice, and wait until no call is in flight; return whether that came about."""
+        await self.begin_drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_NOTICE_SECS):
+                await self.child.wait()
+        return await self.wait_idle(within_secs)
 
     async def stop(self, within_secs: float = END_SECS) -> bool:
         """End it now, calls in flight or not; kill it after *within_secs*."""
