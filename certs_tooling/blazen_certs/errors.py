@@ -2,7 +2,9 @@
 
 BlazenError
 ├── StoreError          "Store"         the directory lacks, or already holds, what was asked for
-└── CertificateError    "Certificate"   a finished certificate failed its checks; nothing was written
+├── CertificateError    "Certificate"   a finished certificate failed its checks; nothing was written
+├── CodeError           "Code"          a join code is not accepted
+└── ServiceError        its own         the certificate service was not reached, is not the mesh's own, or refused
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from blazen_certs.checks import Check
 
-__all__ = ["CertificateError", "StoreError"]
+__all__ = ["CertificateError", "CodeError", "ServiceError", "StoreError"]
 
 
 class StoreError(BlazenError):
@@ -40,3 +42,28 @@ class CertificateError(BlazenError):
 
     def __str__(self) -> str:
         return "the certificate failed its checks: " + "; ".join(f"{check.name}: {check.detail}" for check in self.checks)
+
+
+class CodeError(BlazenError):
+    """A join code is not accepted: it is wrong, used, past its end, or another node's."""
+
+    kind = "Code"
+
+
+class ServiceError(BlazenError):
+    """The certificate service gave no certificate.
+
+    Attributes:
+        message: One line for people.
+        kind: "Unreachable" (no answer), "Untrusted" (not the certificate service of this mesh), "Handshake" (it refused our
+            certificate), "Malformed" (no answer of ours), or what it refused with: "Code", "Revoked", "Denied", "Busy", ...
+    """
+
+    kind = "Service"
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, kind)
+        self.message, self.kind = message, kind
+
+    def __str__(self) -> str:
+        return self.message
