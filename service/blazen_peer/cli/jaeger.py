@@ -37,9 +37,10 @@ class TraceNotFoundError(BlazenError):
 
 
 def wait_for_trace(jaeger: str, trace_id: str, wait_secs: float) -> list[TraceSpan]:
-    """Return the spans of a trace once it is there and a poll finds nothing new, or what there is after *wait_secs*.
+    """Return the spans of a trace once it looks whole and a poll finds nothing new, or what there is after *wait_secs*.
 
-    Spans arrive in batches, from every process by itself: nobody knows that the last one has come.
+    Spans arrive in batches, from every process by itself (5 s apart, by OpenTelemetry's default). While the other end of a
+    call, or a span's parent, is missing, more is to come.
 
     Raises:
         TraceNotFoundError, TransportError, ValidationError: As :func:`fetch_trace`.
@@ -53,10 +54,16 @@ def wait_for_trace(jaeger: str, trace_id: str, wait_secs: float) -> list[TraceSp
             if time.monotonic() >= deadline:
                 raise
             spans = []
-        if (spans and len(spans) == seen) or time.monotonic() >= deadline:
+        if (spans and len(spans) == seen and _whole(spans)) or time.monotonic() >= deadline:
             return spans
         seen = len(spans)
         time.sleep(min(POLL_SECS, max(deadline - time.monotonic(), 0)))
+
+
+def _whole(spans: list[TraceSpan]) -> bool:
+    known, parents = {span.span_id for span in spans}, {span.parent_id for span in spans}
+    orphans = parents - known - {""}
+    return not orphans and all(span.span_id in parents for span in spans if span.kind == "client")
 
 
 def fetch_trace(jaeger: str, trace_id: str) -> list[TraceSpan]:
