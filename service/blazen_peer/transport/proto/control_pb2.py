@@ -22,53 +22,54 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from blazen_peer.transport.proto import lane_pb2 as blazen__peer_dot_transport_dot_proto_dot_lane__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)blazen_peer/transport/proto/control.proto\x12\x16\x62lazen_peer.control.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xf5\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10\x65nvelope_version\x18\x03 \x01(\r\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12+\n\x05steps\x18\x05 \x03(\x0b\x32\x1c.blazen_peer.control.v1.Step\x12\x33\n\tworkflows\x18\x06 \x03(\x0b\x32 .blazen_peer.control.v1.Workflow\x12.\n\x06limits\x18\x07 \x01(\x0b\x32\x1e.blazen_peer.control.v1.Limits\"z\n\x04Step\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x07\x61\x63\x63\x65pts\x18\x02 \x03(\x0b\x32\".blazen_peer.control.v1.EventShape\x12\x31\n\x05\x65mits\x18\x03 \x03(\x0b\x32\".blazen_peer.control.v1.EventShape\"5\n\nEventShape\x12\x12\n\nevent_type\x18\x01 \x01(\t\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\"*\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08step_ids\x18\x02 \x03(\t\"\xf2\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x10\n\x08max_runs\x18\x02 \x01(\x04\x12\x1a\n\x12\x64\x65\x66\x61ult_timeout_ms\x18\x03 \x01(\x04\x12\x16\n\x0emax_timeout_ms\x18\x04 \x01(\x04\x12\x17\n\x0fmax_queued_runs\x18\x05 \x01(\x04\x12\x14\n\x0cmax_run_refs\x18\x06 \x01(\x04\x12\x19\n\x11max_run_ref_bytes\x18\x07 \x01(\x04\x12\x10\n\x08max_refs\x18\x08 \x01(\x04\x12\x15\n\rmax_ref_bytes\x18\t \x01(\x04\x12\x14\n\x0cref_lease_ms\x18\n \x01(\x04\"8\n\rCancelRequest\x12\x15\n\rinvocation_id\x18\x01 \x01(\t\x12\x10\n\x08grace_ms\x18\x02 \x01(\x04\"\xeb\x01\n\x0e\x43\x61ncelResponse\x12?\n\x07outcome\x18\x01 \x01(\x0e\x32..blazen_peer.control.v1.CancelResponse.Outcome\x12\x10\n\x08step_ids\x18\x02 \x03(\t\x12\x13\n\x0bstopping_ms\x18\x03 \x01(\x04\"q\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_STOPPED\x10\x01\x12\x1c\n\x18OUTCOME_ALREADY_FINISHED\x10\x02\x12\x1a\n\x16OUTCOME_STILL_STOPPING\x10\x03\"6\n\rAttachRequest\x12\x15\n\rinvocation_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\"m\n\x0e\x41ttachResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\x0c\x12\x15\n\x08response\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x42\x0b\n\t_response\"&\n\x12\x44\x65refChunksRequest\x12\x10\n\x08ref_uuid\x18\x01 \x01(\x0c\"^\n\x13\x44\x65refChunksResponse\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12/\n\x03\x65nd\x18\x02 \x01(\x0b\x32 .blazen_peer.control.v1.DerefEndH\x00\x42\x06\n\x04part\".\n\x08\x44\x65refEnd\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\x11\n\x0fListRefsRequest\"D\n\x10ListRefsResponse\x12\x30\n\x04refs\x18\x01 \x03(\x0b\x32\".blazen_peer.control.v1.SessionRef\"\xb9\x01\n\nSessionRef\x12\x10\n\x08ref_uuid\x18\x01 \x01(\x0c\x12\x16\n\x0eorigin_node_id\x18\x02 \x01(\t\x12\x10\n\x08type_tag\x18\x03 \x01(\t\x12\x1b\n\x13\x63reated_at_epoch_ms\x18\x04 \x01(\x04\x12\x10\n\x08lifetime\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x1a\n\rlease_left_ms\x18\x07 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_lease_left_ms\"+\n\x12ParentEndedRequest\x12\x15\n\rparent_run_id\x18\x01 \x01(\t\"\'\n\x13ParentEndedResponse\x12\x10\n\x08released\x18\x01 \x01(\x04\x32\xd1\x04\n\x0bPeerControl\x12]\n\x08\x44\x65scribe\x12\'.blazen_peer.control.v1.DescribeRequest\x1a(.blazen_peer.control.v1.DescribeResponse\x12W\n\x06\x43\x61ncel\x12%.blazen_peer.control.v1.CancelRequest\x1a&.blazen_peer.control.v1.CancelResponse\x12Y\n\x06\x41ttach\x12%.blazen_peer.control.v1.AttachRequest\x1a&.blazen_peer.control.v1.AttachResponse0\x01\x12h\n\x0b\x44\x65refChunks\x12*.blazen_peer.control.v1.DerefChunksRequest\x1a+.blazen_peer.control.v1.DerefChunksResponse0\x01\x12]\n\x08ListRefs\x12\'.blazen_peer.control.v1.ListRefsRequest\x1a(.blazen_peer.control.v1.ListRefsResponse\x12\x66\n\x0bParentEnded\x12*.blazen_peer.control.v1.ParentEndedRequest\x1a+.blazen_peer.control.v1.ParentEndedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)blazen_peer/transport/proto/control.proto\x12\x16\x62lazen_peer.control.v1\x1a&blazen_peer/transport/proto/lane.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xf5\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10\x65nvelope_version\x18\x03 \x01(\r\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12+\n\x05steps\x18\x05 \x03(\x0b\x32\x1c.blazen_peer.control.v1.Step\x12\x33\n\tworkflows\x18\x06 \x03(\x0b\x32 .blazen_peer.control.v1.Workflow\x12.\n\x06limits\x18\x07 \x01(\x0b\x32\x1e.blazen_peer.control.v1.Limits\"z\n\x04Step\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x07\x61\x63\x63\x65pts\x18\x02 \x03(\x0b\x32\".blazen_peer.control.v1.EventShape\x12\x31\n\x05\x65mits\x18\x03 \x03(\x0b\x32\".blazen_peer.control.v1.EventShape\"5\n\nEventShape\x12\x12\n\nevent_type\x18\x01 \x01(\t\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\"*\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08step_ids\x18\x02 \x03(\t\"\xf2\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x10\n\x08max_runs\x18\x02 \x01(\x04\x12\x1a\n\x12\x64\x65\x66\x61ult_timeout_ms\x18\x03 \x01(\x04\x12\x16\n\x0emax_timeout_ms\x18\x04 \x01(\x04\x12\x17\n\x0fmax_queued_runs\x18\x05 \x01(\x04\x12\x14\n\x0cmax_run_refs\x18\x06 \x01(\x04\x12\x19\n\x11max_run_ref_bytes\x18\x07 \x01(\x04\x12\x10\n\x08max_refs\x18\x08 \x01(\x04\x12\x15\n\rmax_ref_bytes\x18\t \x01(\x04\x12\x14\n\x0cref_lease_ms\x18\n \x01(\x04\"8\n\rCancelRequest\x12\x15\n\rinvocation_id\x18\x01 \x01(\t\x12\x10\n\x08grace_ms\x18\x02 \x01(\x04\"\xeb\x01\n\x0e\x43\x61ncelResponse\x12?\n\x07outcome\x18\x01 \x01(\x0e\x32..blazen_peer.control.v1.CancelResponse.Outcome\x12\x10\n\x08step_ids\x18\x02 \x03(\t\x12\x13\n\x0bstopping_ms\x18\x03 \x01(\x04\"q\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_STOPPED\x10\x01\x12\x1c\n\x18OUTCOME_ALREADY_FINISHED\x10\x02\x12\x1a\n\x16OUTCOME_STILL_STOPPING\x10\x03\"6\n\rAttachRequest\x12\x15\n\rinvocation_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\"m\n\x0e\x41ttachResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\x0c\x12\x15\n\x08response\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x42\x0b\n\t_response\"&\n\x12\x44\x65refChunksRequest\x12\x10\n\x08ref_uuid\x18\x01 \x01(\x0c\"^\n\x13\x44\x65refChunksResponse\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12/\n\x03\x65nd\x18\x02 \x01(\x0b\x32 .blazen_peer.control.v1.DerefEndH\x00\x42\x06\n\x04part\".\n\x08\x44\x65refEnd\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\x11\n\x0fListRefsRequest\"D\n\x10ListRefsResponse\x12\x30\n\x04refs\x18\x01 \x03(\x0b\x32\".blazen_peer.control.v1.SessionRef\"\xb9\x01\n\nSessionRef\x12\x10\n\x08ref_uuid\x18\x01 \x01(\x0c\x12\x16\n\x0eorigin_node_id\x18\x02 \x01(\t\x12\x10\n\x08type_tag\x18\x03 \x01(\t\x12\x1b\n\x13\x63reated_at_epoch_ms\x18\x04 \x01(\x04\x12\x10\n\x08lifetime\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x1a\n\rlease_left_ms\x18\x07 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_lease_left_ms\"+\n\x12ParentEndedRequest\x12\x15\n\rparent_run_id\x18\x01 \x01(\t\"\'\n\x13ParentEndedResponse\x12\x10\n\x08released\x18\x01 \x01(\x04\x32\xa2\x05\n\x0bPeerControl\x12]\n\x08\x44\x65scribe\x12\'.blazen_peer.control.v1.DescribeRequest\x1a(.blazen_peer.control.v1.DescribeResponse\x12W\n\x06\x43\x61ncel\x12%.blazen_peer.control.v1.CancelRequest\x1a&.blazen_peer.control.v1.CancelResponse\x12Y\n\x06\x41ttach\x12%.blazen_peer.control.v1.AttachRequest\x1a&.blazen_peer.control.v1.AttachResponse0\x01\x12h\n\x0b\x44\x65refChunks\x12*.blazen_peer.control.v1.DerefChunksRequest\x1a+.blazen_peer.control.v1.DerefChunksResponse0\x01\x12]\n\x08ListRefs\x12\'.blazen_peer.control.v1.ListRefsRequest\x1a(.blazen_peer.control.v1.ListRefsResponse\x12\x66\n\x0bParentEnded\x12*.blazen_peer.control.v1.ParentEndedRequest\x1a+.blazen_peer.control.v1.ParentEndedResponse\x12O\n\x04Lane\x12 .blazen_peer.lane.v1.LaneRequest\x1a!.blazen_peer.lane.v1.LaneResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'blazen_peer.transport.proto.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIBEREQUEST']._serialized_start=69
-  _globals['_DESCRIBEREQUEST']._serialized_end=86
-  _globals['_DESCRIBERESPONSE']._serialized_start=89
-  _globals['_DESCRIBERESPONSE']._serialized_end=334
-  _globals['_STEP']._serialized_start=336
-  _globals['_STEP']._serialized_end=458
-  _globals['_EVENTSHAPE']._serialized_start=460
-  _globals['_EVENTSHAPE']._serialized_end=513
-  _globals['_WORKFLOW']._serialized_start=515
-  _globals['_WORKFLOW']._serialized_end=557
-  _globals['_LIMITS']._serialized_start=560
-  _globals['_LIMITS']._serialized_end=802
-  _globals['_CANCELREQUEST']._serialized_start=804
-  _globals['_CANCELREQUEST']._serialized_end=860
-  _globals['_CANCELRESPONSE']._serialized_start=863
-  _globals['_CANCELRESPONSE']._serialized_end=1098
-  _globals['_CANCELRESPONSE_OUTCOME']._serialized_start=985
-  _globals['_CANCELRESPONSE_OUTCOME']._serialized_end=1098
-  _globals['_ATTACHREQUEST']._serialized_start=1100
-  _globals['_ATTACHREQUEST']._serialized_end=1154
-  _globals['_ATTACHRESPONSE']._serialized_start=1156
-  _globals['_ATTACHRESPONSE']._serialized_end=1265
-  _globals['_DEREFCHUNKSREQUEST']._serialized_start=1267
-  _globals['_DEREFCHUNKSREQUEST']._serialized_end=1305
-  _globals['_DEREFCHUNKSRESPONSE']._serialized_start=1307
-  _globals['_DEREFCHUNKSRESPONSE']._serialized_end=1401
-  _globals['_DEREFEND']._serialized_start=1403
-  _globals['_DEREFEND']._serialized_end=1449
-  _globals['_LISTREFSREQUEST']._serialized_start=1451
-  _globals['_LISTREFSREQUEST']._serialized_end=1468
-  _globals['_LISTREFSRESPONSE']._serialized_start=1470
-  _globals['_LISTREFSRESPONSE']._serialized_end=1538
-  _globals['_SESSIONREF']._serialized_start=1541
-  _globals['_SESSIONREF']._serialized_end=1726
-  _globals['_PARENTENDEDREQUEST']._serialized_start=1728
-  _globals['_PARENTENDEDREQUEST']._serialized_end=1771
-  _globals['_PARENTENDEDRESPONSE']._serialized_start=1773
-  _globals['_PARENTENDEDRESPONSE']._serialized_end=1812
-  _globals['_PEERCONTROL']._serialized_start=1815
-  _globals['_PEERCONTROL']._serialized_end=2408
+  _globals['_DESCRIBEREQUEST']._serialized_start=109
+  _globals['_DESCRIBEREQUEST']._serialized_end=126
+  _globals['_DESCRIBERESPONSE']._serialized_start=129
+  _globals['_DESCRIBERESPONSE']._serialized_end=374
+  _globals['_STEP']._serialized_start=376
+  _globals['_STEP']._serialized_end=498
+  _globals['_EVENTSHAPE']._serialized_start=500
+  _globals['_EVENTSHAPE']._serialized_end=553
+  _globals['_WORKFLOW']._serialized_start=555
+  _globals['_WORKFLOW']._serialized_end=597
+  _globals['_LIMITS']._serialized_start=600
+  _globals['_LIMITS']._serialized_end=842
+  _globals['_CANCELREQUEST']._serialized_start=844
+  _globals['_CANCELREQUEST']._serialized_end=900
+  _globals['_CANCELRESPONSE']._serialized_start=903
+  _globals['_CANCELRESPONSE']._serialized_end=1138
+  _globals['_CANCELRESPONSE_OUTCOME']._serialized_start=1025
+  _globals['_CANCELRESPONSE_OUTCOME']._serialized_end=1138
+  _globals['_ATTACHREQUEST']._serialized_start=1140
+  _globals['_ATTACHREQUEST']._serialized_end=1194
+  _globals['_ATTACHRESPONSE']._serialized_start=1196
+  _globals['_ATTACHRESPONSE']._serialized_end=1305
+  _globals['_DEREFCHUNKSREQUEST']._serialized_start=1307
+  _globals['_DEREFCHUNKSREQUEST']._serialized_end=1345
+  _globals['_DEREFCHUNKSRESPONSE']._serialized_start=1347
+  _globals['_DEREFCHUNKSRESPONSE']._serialized_end=1441
+  _globals['_DEREFEND']._serialized_start=1443
+  _globals['_DEREFEND']._serialized_end=1489
+  _globals['_LISTREFSREQUEST']._serialized_start=1491
+  _globals['_LISTREFSREQUEST']._serialized_end=1508
+  _globals['_LISTREFSRESPONSE']._serialized_start=1510
+  _globals['_LISTREFSRESPONSE']._serialized_end=1578
+  _globals['_SESSIONREF']._serialized_start=1581
+  _globals['_SESSIONREF']._serialized_end=1766
+  _globals['_PARENTENDEDREQUEST']._serialized_start=1768
+  _globals['_PARENTENDEDREQUEST']._serialized_end=1811
+  _globals['_PARENTENDEDRESPONSE']._serialized_start=1813
+  _globals['_PARENTENDEDRESPONSE']._serialized_end=1852
+  _globals['_PEERCONTROL']._serialized_start=1855
+  _globals['_PEERCONTROL']._serialized_end=2529
 # @@protoc_insertion_point(module_scope)

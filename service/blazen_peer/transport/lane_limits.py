@@ -1,0 +1,29 @@
+"""The bounds of a lane, the same at both ends; the server's go to the client in its welcome."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "HEARTBEAT_SECS",
+    "HELLO_SECS",
+    "LANE_VERSION",
+    "MAX_FRAMES",
+    "MAX_FRAME_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_OPEN_FRAMES",
+    "MAX_WAITING_BYTES",
+    "SILENCE_SECS",
+    "WRITE_SECS",
+]
+
+LANE_VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 256 * 1024  # an envelope; what is larger goes by itself, so that no call waits behind a giant
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+MAX_FRAMES: Final = 512  # of one message
+MAX_OPEN_FRAMES: Final = 4096  # unanswered at once
+MAX_WAITING_BYTES: Final = 8 * 1024 * 1024  # answers that wait to be taken; beyond, nothing more is read
+HELLO_SECS: Final = 5.0
+HEARTBEAT_SECS: Final = 5.0
+SILENCE_SECS: Final = 3 * HEARTBEAT_SECS
+WRITE_SECS: Final = 30.0  # how long one message may wait to be taken before the other end counts as gone
