@@ -232,6 +232,8 @@ class Mesh:
 
     def _on_line(self, name: str, line: str) -> None:
         self.lines[name].append(line)
+        with (self.root / f"{name}.log").open("a") as log:
+            log.write(f"{line}\n")
         self._new_line.set()
 
 
