@@ -90,6 +90,14 @@ def serve(
         float, typer.Option(metavar="SECS", help="How long runs may then finish before they are cancelled.")
     ] = 30,
     max_runs: Annotated[int, typer.Option(metavar="COUNT", help="Runs in progress at once; calls beyond wait.")] = 4096,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="The policy.json of this node: who may call what, with which data. Read again when it changes.",
+        ),
+    ] = None,
     max_queued_runs: Annotated[
         int, typer.Option(metavar="COUNT", help="Calls that may wait for their turn; one beyond is refused.")
     ] = 1024,
@@ -127,6 +135,7 @@ def serve(
         insecure=insecure,
         tls=server_tls(tls_cert, tls_key, tls_ca),
         settings=settings,
+        policy=policy,
         log_level=log_level,
         log_format=log_format,
     )
