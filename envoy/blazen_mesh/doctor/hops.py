@@ -42,8 +42,15 @@ class Hop:
 def hops_of(mesh: Mesh, node: str | None) -> list[Hop]:
     """Return every hop of *mesh*, or those from and to *node*."""
     return [
-        Hop(caller, callee, None, TcpAddress("127.0.0.1", way.port), mesh.peer(callee).sidecar, way.inject_token)
-        for caller, peer in sorted(mesh.peers.items())
-        for callee, way in sorted(peer.egress.items())
-        if node in (None, caller, callee)
+        Hop(
+            caller,
+            way.callee,
+            way.data_class,
+            TcpAddress("127.0.0.1", way.port),
+            mesh.peer(way.callee).sidecar,
+            way.inject_token,
+        )
+        for caller in sorted(mesh.peers)
+        for way in mesh.ways(caller)
+        if node in (None, caller, way.callee)
     ]
