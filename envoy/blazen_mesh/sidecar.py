@@ -22,8 +22,8 @@ DRAIN_NOTICE_SECS = 1
 """How long a draining sidecar still takes new connections, while it asks those it has to go elsewhere."""
 
 REPLACED_SECS = 3900
-"""How long calls in flight may go on by a listener that discovery has changed or taken away: a peer's longest run, and slack. When
-it is over, Envoy closes the connections."""
+"""How long calls in flight may go on by a listener that discovery has changed or taken away: a peer's longest run, and slack.
+After it, Envoy closes the connections."""
 
 
 class StartError(BlazenError):
