@@ -70,7 +70,7 @@ async def examine(visit: Visit) -> Report:
         entries = [entry for path in visit.log_files for entry in read_log_file(path)]
         return Logs([*visit.entries, *entries], mesh, hops)
 
-    probing = Probing(visit.now, visit.timeout_secs, visit.timeout_secs + 10, visit.token, read_logs)
+    probing = Probing(visit.now, visit.timeout_secs, visit.timeout_secs + 10, visit.token, read_logs, bool(visit.log_files))
     past = await asyncio.to_thread(read_logs)
     nodes = sorted({visit.node} if visit.node else mesh.peers)
     nodes += sorted({end for hop in hops for end in (hop.caller, hop.callee) if end in visit.files} - set(nodes))

@@ -16,7 +16,10 @@ from cryptography import x509
 
 from blazen_mesh.address import Address, TcpAddress, UnixAddress
 
-__all__ = ["Handshake", "connect", "look_up", "shake_hands"]
+__all__ = ["CLOSED", "Handshake", "connect", "look_up", "shake_hands"]
+
+CLOSED = "closed"
+"""The failure of a connection that the other end closed without a word."""
 
 # RFC 9113, 3.4: the client's preface and empty settings.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -72,12 +75,16 @@ def shake_hands(address: TcpAddress, current: Path, timeout_secs: float) -> Hand
         OSError: The connection cannot be opened, or the other end is silent for too long.
         ssl.SSLError: The node's own files cannot be used.
     """
-    first = _shake(address, _context(current, verify=True), timeout_secs)
-    if first.verify_code == 0:
-        return first
-    # Once more without verification, to see the certificate that was refused, and what the other end thinks of ours.
-    again = _shake(address, _context(current, verify=False), timeout_secs)
-    return replace(again, verify_code=first.verify_code, verify_message=first.verify_message)
+    done = _shake(address, _context(current, verify=True), timeout_secs)
+    if (code := done.verify_code) != 0:
+        # Once more without verification, to see the certificate that was refused, and what the other end thinks of ours.
+        again = _shake(address, _context(current, verify=False), timeout_secs)
+        done = replace(again, verify_code=code, verify_message=done.verify_message)
+    if done.failure == CLOSED and done.leaf is not None:
+        # What we sent crossed the other end's alert, and the reset that it drew took that away: now we only listen.
+        again = _shake(address, _context(current, verify=False), timeout_secs, speak=False)
+        done = done if again.failure == CLOSED else replace(done, local=again.local, failure=again.failure)
+    return done
 
 
 def _context(current: Path, *, verify: bool) -> ssl.SSLContext:
@@ -96,7 +103,7 @@ def _context(current: Path, *, verify: bool) -> ssl.SSLContext:
     return context
 
 
-def _shake(address: TcpAddress, context: ssl.SSLContext, timeout_secs: float) -> Handshake:
+def _shake(address: TcpAddress, context: ssl.SSLContext, timeout_secs: float, *, speak: bool = True) -> Handshake:
     with _connected(address, timeout_secs) as plain:
         done = Handshake(local=_text(plain.getsockname()))
         try:
@@ -109,14 +116,15 @@ def _shake(address: TcpAddress, context: ssl.SSLContext, timeout_secs: float) ->
                     leaf=x509.load_der_x509_certificate(der) if der else None,
                 )
                 # The client's part of a TLS 1.3 handshake ends before the server has looked at its certificate.
-                secure.sendall(_PREFACE)
-                return done if secure.recv(1) else replace(done, failure="closed")
+                if speak:
+                    secure.sendall(_PREFACE)
+                return done if secure.recv(1) else replace(done, failure=CLOSED)
         except ssl.SSLCertVerificationError as error:
             return replace(done, verify_code=error.verify_code, verify_message=error.verify_message)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+            return replace(done, failure=CLOSED)
         except ssl.SSLError as error:
             return replace(done, failure=error.reason or str(error))
-        except (ConnectionError, EOFError):
-            return replace(done, failure="closed")
 
 
 def _connected(address: Address, timeout_secs: float) -> socket.socket:

@@ -30,6 +30,7 @@ class Probing:
         command_secs: How long a command that is started may take.
         token: The environment in which ``blazen-peer`` finds the token; empty without one.
         read_logs: Reads the logs as they are now.
+        has_logs: Whether they may grow.
     """
 
     now: Callable[[], datetime]
@@ -37,6 +38,7 @@ class Probing:
     command_secs: float
     token: Mapping[str, str]
     read_logs: Callable[[], Logs]
+    has_logs: bool
     at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
 
     async def in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -51,18 +53,16 @@ class Probing:
 
     async def refusal(self, callee: str, local: str) -> Entry | None:
         """Wait a moment for *callee*'s log to tell of the refused connection from *local*; None where it does not."""
-        return await self._in_log(callee, lambda logs: logs.refusal(callee, local=local))
+        return await self._in_log(lambda logs: logs.refusal(callee, local=local))
 
     async def refusal_since(self, callee: str, caller: str, since: datetime) -> Entry | None:
         """Wait a moment for *callee*'s log to tell of a refused connection of *caller*; None where it does not."""
-        return await self._in_log(callee, lambda logs: logs.refusal_since(callee, caller, since))
+        return await self._in_log(lambda logs: logs.refusal_since(callee, caller, since))
 
-    async def _in_log(self, node: str, find: Callable[[Logs], Entry | None]) -> Entry | None:
+    async def _in_log(self, find: Callable[[Logs], Entry | None]) -> Entry | None:
         for _ in range(int(LOG_SECS / _POLL_SECS)):
             logs = await asyncio.to_thread(self.read_logs)
-            if (found := find(logs)) is not None:
+            if (found := find(logs)) is not None or not self.has_logs:
                 return found
-            if node not in logs.nodes:
-                return None
             await asyncio.sleep(_POLL_SECS)
         return None

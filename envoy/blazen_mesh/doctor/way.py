@@ -10,7 +10,7 @@ from blazen_mesh.address import TcpAddress
 from blazen_mesh.doctor.calls import Answer, check_health, describe, secure_channel
 from blazen_mesh.doctor.causes import ALERTS, VERIFY_CODES
 from blazen_mesh.doctor.findings import Finding
-from blazen_mesh.doctor.handshake import Handshake, connect, look_up, shake_hands
+from blazen_mesh.doctor.handshake import CLOSED, Handshake, connect, look_up, shake_hands
 from blazen_mesh.doctor.hops import Hop
 from blazen_mesh.doctor.identity import Identity, dns_names_of, span_text, uris_of
 from blazen_mesh.doctor.logs import cause_at_callee, cause_at_caller
@@ -107,7 +107,7 @@ class _Walk:
     def _their_certificate(self, shake: Handshake) -> Finding | None:
         names = self.hop.names
         if shake.leaf is None:
-            cause = ALERTS.get(shake.failure or "", "plain-text" if shake.failure == "closed" else "tls-failed")
+            cause = ALERTS.get(shake.failure or "", "plain-text" if shake.failure == CLOSED else "tls-failed")
             return names.wrong("tls", cause, shake.failure or "no certificate came")
         said = ", ".join(uris_of(shake.leaf)) or "nobody"
         if shake.verify_code:

@@ -17,6 +17,7 @@ import pytest
 
 from blazen_mesh.doctor import Report, Visit, find_nodes
 from blazen_mesh.doctor import examine as examine_visit
+from blazen_mesh.render import ensure_secret
 from blazen_peer import PeerServer, ServerSettings, StartEvent, StopEvent
 from blazen_peer.runtime.registry import Registry
 
@@ -44,9 +45,10 @@ async def start_pair(start_mesh: Any) -> AsyncIterator[StartPair]:
     """A factory: a mesh whose nodes named in ``serve`` have real servers; all other options are ``start_mesh``'s."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, serve: Sequence[str] = ("intake", "analyst"), token: str = TOKEN, **options: Any) -> Any:
-            mesh = await start_mesh(stand_ins=False, token=TOKEN, **options)
+        async def start(*args: Any, serve: Sequence[str] = ("intake", "analyst"), token: str = TOKEN, **options: Any) -> Any:
+            mesh = await start_mesh(*args, stand_ins=False, token=TOKEN, **options)
             for node in serve:
+                ensure_secret(mesh.proof_file(node))
                 server = PeerServer(
                     node,
                     registry=registry(),
@@ -68,9 +70,11 @@ def examine(tmp_path: Path) -> Examine:
     async def run(mesh: Any, *, at: Sequence[str] | None = None, logs: bool = True, **options: Any) -> Report:
         here = [node for node in mesh.definition.peers if at is None or node in at]
         rendered = [mesh.root / node for node in here if (mesh.root / node / "envoy.json").exists()]
+        for node in here:
+            (mesh.root / f"{node}.log").touch()  # a sidecar to which nobody came has written nothing yet
         given = {
             "files": find_nodes(tmp_path / "none", rendered),
-            "log_files": [path for node in here if logs and (path := mesh.root / f"{node}.log").exists()],
+            "log_files": [mesh.root / f"{node}.log" for node in here if logs],
             "token": {"BLAZEN_PEER_TOKEN": TOKEN},
             "timeout_secs": 5.0,
             **options,
