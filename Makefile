@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DOC    ?=
+PIN    := --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+          --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .PHONY: help demo test check bench proto lock clean
 .DEFAULT_GOAL := help
@@ -41,9 +43,11 @@ bench: $(VENV)/.ready ## measure, side by side
 proto: $(VENV)/.ready ## regenerate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/blazen_peer/transport/proto/*.proto
 
-lock: $(VENV)/.ready  ## pin the development requirements anew, with hashes and without any address
-	@$(BIN)/pip-compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements-dev.txt pyproject.toml
+lock: $(VENV)/.ready  ## pin all requirements anew, with hashes and without any address: development, the images', their build's
+	@$(BIN)/pip-compile $(PIN) --extra dev --output-file requirements-dev.txt pyproject.toml
+	@$(BIN)/pip-compile $(PIN) --extra uvloop --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml
+	@$(BIN)/pip-compile $(PIN) --only-build-deps --build-deps-for wheel --constraint requirements-dev.txt \
+	    --output-file requirements-build.txt pyproject.toml
 
 clean:               ## remove the environment and what runs left behind
 	@rm -rf $(VENV) .mesh dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

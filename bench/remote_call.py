@@ -61,6 +61,7 @@ run.app = "bench.echo_app"
 [[flows]]
 from = "intake"
 to = "analyst"
+workflows = ["bench"]
 why = "the benchmark"
 """
 

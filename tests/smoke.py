@@ -34,6 +34,7 @@ listen = "127.0.0.1:50052"
 [[flows]]
 from = "intake"
 to = "analyst"
+workflows = ["analyze-pipeline"]
 why = "intake hands documents over for analysis"
 """
 

@@ -25,16 +25,16 @@ def bootstrap(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | Non
         MeshError: The mesh has no such node.
         ValidationError: A secret that the node needs has no path.
     """
-    callees = mesh.callees(node)
+    ways = mesh.ways(node)
     collector = otlp or (mesh.telemetry.otlp if mesh.telemetry else None)
 
     def traced(hop: str) -> dict[str, Any] | None:
         return tracing(node, hop) if collector else None
 
     listeners = [ingress_listener(mesh, node, paths, traced("ingress"))]
-    listeners += [egress_listener(mesh, node, callee, paths, traced(f"egress {callee}")) for callee in callees]
+    listeners += [egress_listener(node, way, paths, traced(way.name)) for way in ways]
     clusters = [peer_cluster(mesh, node)]
-    clusters += [callee_cluster(mesh, node, callee, paths) for callee in callees]
+    clusters += [callee_cluster(mesh, way, paths) for way in ways]
     runtime = {}
     if collector:
         clusters.append(collector_cluster(collector))

@@ -16,7 +16,7 @@ from blazen_mesh.http2 import (
     plain_cluster,
     protocol_options,
 )
-from blazen_mesh.mesh import Mesh
+from blazen_mesh.mesh import Mesh, Way
 from blazen_mesh.paths import NodePaths
 from blazen_peer.errors import ValidationError
 
@@ -35,38 +35,33 @@ _WHY_NOT_CONNECTED = {
 }
 
 
-def egress_listener(mesh: Mesh, node: str, callee: str, paths: NodePaths, tracing: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the loopback listener on which *node* reaches *callee*.
+def egress_listener(node: str, way: Way, paths: NodePaths, tracing: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the loopback listener of *node* that leads *way*.
 
     Raises:
         ValidationError: It is to inject the token, and *paths* name no token file.
     """
-    way, name = mesh.peer(node).egress[callee], _name(callee)
     if way.inject_token and paths.token_file is None:
-        raise ValidationError(f"peers.{node}.egress.{callee} injects the token: say where it is with --token-file")
+        raise ValidationError(f"peers.{node}.egress.{way.callee} injects the token: say where it is with --token-file")
     token = credential_injector(tls.sds_config(tls.TOKEN, paths), "authorization", "Bearer ") if way.inject_token else None
     manager = connection_manager(
-        name,
-        cluster=name,
+        way.name,
+        cluster=way.name,
         filters=[token] if token else [],
         options={"forward_client_cert_details": "SANITIZE", "local_reply_config": _WHY_NOT_CONNECTED},
         keepalive=False,
         strip=(PROOF_HEADER, IDENTITY_HEADER),
-        access_log=call_log(node, f"egress {callee}"),
+        access_log=call_log(node, way.name),
         tracing=tracing,
     )
-    return listener(name, TcpAddress("127.0.0.1", way.port), filter_chain(manager))
+    return listener(way.name, TcpAddress("127.0.0.1", way.port), filter_chain(manager))
 
 
-def callee_cluster(mesh: Mesh, node: str, callee: str, paths: NodePaths) -> dict[str, Any]:
-    """Return the cluster of *callee*'s sidecar as *node* dials it."""
-    address = mesh.peer(callee).sidecar
+def callee_cluster(mesh: Mesh, way: Way, paths: NodePaths) -> dict[str, Any]:
+    """Return the cluster of the sidecar that *way* leads to."""
+    address = mesh.peer(way.callee).sidecar
     return {
-        **plain_cluster(_name(callee), address, connect_timeout=limits.SIDECAR_CONNECT_TIMEOUT),
-        "transport_socket": tls.upstream(mesh.identity(callee), paths),
+        **plain_cluster(way.name, address, connect_timeout=limits.SIDECAR_CONNECT_TIMEOUT),
+        "transport_socket": tls.upstream(mesh.identity(way.callee), paths),
         "typed_extension_protocol_options": protocol_options(keepalive=True, max_connection_secs=mesh.connection_age_secs),
     }
-
-
-def _name(callee: str) -> str:
-    return f"egress {callee}"

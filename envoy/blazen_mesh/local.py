@@ -89,6 +89,7 @@ def prepare(
         ensure_secret(home / "sidecar-proof")
         inherited = {key: value for key, value in environment.items() if key != "BLAZEN_PEER_TOKEN"}
         env = {**inherited, "PYTHONUNBUFFERED": "1", "BLAZEN_PEER_TOKEN_FILE": str(token_file.absolute())}
+        env["BLAZEN_PEERS_FILE"] = str(home / "peers.json")
         if collector:
             env.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector}")
         argv = peer_command(name, peer, home / "sidecar-proof") if peer.run else None

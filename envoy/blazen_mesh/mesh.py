@@ -1,37 +1,67 @@
-"""``mesh.toml``: the peers of a mesh, where they are, and who may call whom. Read once into frozen values.
+"""``mesh.toml``: the peers of a mesh, where they are, and who may call what on whom. Read once into frozen values.
 
     trust_domain = "mesh.example"
+    regions = ["eu", "us"]            # optional; with it every peer says its region
+
+    [[data]]                          # optional: the classes of data, strictest first
+    name = "personal"
+    regions = ["eu"]                  # where it may be
+    why = "people's own words"
 
     [peers.intake]                    # the node id
+    region = "eu"
     sidecar = "127.0.0.1:15001"       # where its ingress is dialled; an IP address or a name
-    listen = "127.0.0.1:50051"        # its peer's plain-text port on loopback, or "unix:/absolute/path"
-    egress.analyst = 16001            # the loopback port on which intake reaches analyst
+    listen = "127.0.0.1:50051"        # its peer's plain-text port on loopback, or "unix:/absolute/path"; a list for replicas
+    egress.analyst = { personal = 16001 }   # the loopback port on which intake reaches analyst; one for each data class
     run.app = "examples.intake"       # what `blazen-mesh up` starts
 
     [[flows]]                         # default deny: no flows means nobody may call anybody
     from = "intake"
     to = "analyst"
+    workflows = ["analyze-pipeline"]  # every one that may be called; there is no wildcard
+    data = ["personal"]               # needed in a mesh with [[data]]
     why = "hands documents over for analysis"
+    until = 2027-01-31                # optional: the last day (UTC) of an exception
 
-Unknown keys are refused. Every problem of a kind is reported at once, with its place.
+Without data classes a port stands alone: ``egress.analyst = 16001``. Unknown keys are refused. Every problem of a kind is
+reported at once, with its place.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import ConfigDict, Field
 
-from blazen_mesh.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
+from blazen_mesh.contradictions import contradictions
+from blazen_mesh.mesh_tables import (
+    UNCLASSED,
+    Data,
+    Egress,
+    Flow,
+    NodeId,
+    Peer,
+    Region,
+    Run,
+    Telemetry,
+    TrustDomain,
+    as_tuples,
+    line_of,
+)
 from blazen_peer.errors import ValidationError
-from blazen_peer.identity import PeerId, check_node_id
+from blazen_peer.flows import DataClass
+from blazen_peer.flows import Flow as PolicyFlow
+from blazen_peer.identity import PeerId
+from blazen_peer.policy import Policy
 
-__all__ = ["Egress", "Flow", "Mesh", "MeshError", "Peer", "Run", "Telemetry", "load_mesh", "parse_mesh"]
+__all__ = ["Data", "Egress", "Flow", "Mesh", "MeshError", "Peer", "Run", "Telemetry", "Way", "load_mesh", "parse_mesh"]
 
 MAX_CONNECTION_AGE_SECS = 6 * 3600  # a quarter of a leaf's 24 h: an open connection outlives its certificate by no more
 
@@ -49,116 +79,60 @@ class MeshError(ValidationError):
         return "\n".join(self.problems)
 
 
-def _node_id(text: str) -> str:
-    try:
-        return check_node_id(text)
-    except ValidationError as error:
-        raise ValueError(str(error)) from None
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One loopback port of a node's sidecar: whom it leads to, and the data class that it stamps (None: it stamps none)."""
 
-
-def _trust_domain(text: str) -> str:
-    try:
-        return PeerId(text, "x").trust_domain
-    except ValidationError as error:
-        raise ValueError(str(error)) from None
-
-
-def _loopback(address: Address) -> Address:
-    if isinstance(address, TcpAddress) and not address.is_loopback:
-        raise ValueError(f"{address} is not on loopback: peers speak plain text, so only their own sidecar may reach them")
-    return address
-
-
-def _ip(address: TcpAddress) -> TcpAddress:
-    if not address.is_ip:
-        raise ValueError(f"{address} is a name: a sidecar binds to an IP address, such as 0.0.0.0:{address.port}")
-    return address
-
-
-def _port_alone(value: object) -> object:
-    return {"port": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-NodeId = Annotated[str, AfterValidator(_node_id)]
-Tcp = Annotated[TcpAddress, PlainValidator(parse_tcp)]
-
-
-class _Table(pydantic.BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Run(_Table):
-    """What ``blazen-mesh up`` starts as a node's peer: a Python module of steps, and more environment for it.
-
-    ``require_identity = false`` lets local programs that hold the token call the peer directly, past its sidecar.
-    """
-
-    app: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
-    require_identity: bool = True
-    env: dict[str, str] = {}
-
-
-class Egress(_Table):
-    """One loopback port that leads to one callee.
-
-    ``inject_token`` makes the sidecar write the ``authorization`` header itself, for clients that cannot. Every process that
-    reaches the port is the node then.
-    """
-
-    port: Annotated[int, Field(ge=1, le=65535)]
+    callee: str
+    data_class: str | None
+    port: int
     inject_token: bool = False
 
-
-class Peer(_Table):
-    """One node: its sidecar's address for others, its plain-text peer, and its egress ports by callee.
-
-    ``bind`` is for an ingress that cannot bind to the address it is dialled at; see :attr:`ingress_bind`.
-    """
-
-    sidecar: Tcp
-    listen: Annotated[Address, PlainValidator(parse_address), AfterValidator(_loopback)]
-    bind: Annotated[TcpAddress, PlainValidator(parse_tcp), AfterValidator(_ip)] | None = None
-    egress: dict[NodeId, Annotated[Egress, BeforeValidator(_port_alone)]] = {}
-    run: Run | None = None
+    @property
+    def name(self) -> str:
+        """What its listener, its cluster and its log lines are called."""
+        return f"egress {self.callee} {self.data_class}" if self.data_class else f"egress {self.callee}"
 
     @property
-    def ingress_bind(self) -> TcpAddress:
-        """``bind``; without it, the sidecar's own IP address, or every interface where that is a name."""
-        return self.bind or (self.sidecar if self.sidecar.is_ip else TcpAddress("0.0.0.0", self.sidecar.port))  # noqa: S104
+    def address(self) -> str:
+        """Where local clients reach it: ``127.0.0.1:PORT``, plain text."""
+        return f"127.0.0.1:{self.port}"
 
 
-class Flow(_Table):
-    """One permission: *caller* may call *callee*, and why."""
-
-    caller: Annotated[NodeId, Field(alias="from")]
-    callee: Annotated[NodeId, Field(alias="to")]
-    why: Annotated[str, Field(pattern=r"\S")]
-
-    def __str__(self) -> str:
-        return f"{self.caller} -> {self.callee}"
-
-
-class Telemetry(_Table):
-    """Where sidecars send their spans: an OTLP/gRPC receiver in plain text."""
-
-    otlp: Tcp
-
-
-class Mesh(_Table):
+class Mesh(pydantic.BaseModel):
     """A whole mesh file, free of contradictions.
 
-    ``connection_age_secs`` bounds how long a sidecar keeps a connection to another: certificates are looked at when one opens.
+    Attributes:
+        connection_age_secs: How long a sidecar keeps a connection to another: certificates are looked at when one opens.
+        calls_per_sec: What an ingress takes from one caller.
+        crl: Whether revocation lists are looked at; False for authorities that publish none.
     """
 
-    trust_domain: Annotated[str, AfterValidator(_trust_domain)]
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    trust_domain: TrustDomain
+    regions: tuple[Region, ...] = ()
+    data: tuple[Data, ...] = ()
     peers: Annotated[dict[NodeId, Peer], Field(min_length=1)]
     flows: tuple[Flow, ...] = ()
     telemetry: Telemetry | None = None
     connection_age_secs: Annotated[int, Field(ge=1, le=MAX_CONNECTION_AGE_SECS)] = 3600
+    calls_per_sec: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    crl: bool = True
+
+    @cached_property
+    def classes(self) -> Mapping[str, Data]:
+        """The data classes by name, strictest first."""
+        return {each.name: each for each in self.data}
 
     def identity(self, node: str) -> PeerId:
-        """Return the SPIFFE identity of *node*."""
-        return PeerId(self.trust_domain, node)
+        """Return the SPIFFE identity of *node*; in a mesh with regions, its region is the first label of the trust domain.
+
+        Raises:
+            MeshError: There is no such node.
+        """
+        region = self.peer(node).region
+        return PeerId(f"{region}.{self.trust_domain}" if region else self.trust_domain, node)
 
     def peer(self, node: str) -> Peer:
         """Return the peer called *node*.
@@ -172,11 +146,57 @@ class Mesh(_Table):
 
     def callers(self, node: str) -> tuple[str, ...]:
         """Return who may call *node*, sorted; empty means nobody."""
-        return tuple(sorted(flow.caller for flow in self.flows if flow.callee == node))
+        return tuple(sorted({flow.caller for flow in self.flows if flow.callee == node}))
 
     def callees(self, node: str) -> tuple[str, ...]:
         """Return whom *node* may call, sorted."""
-        return tuple(sorted(flow.callee for flow in self.flows if flow.caller == node))
+        return tuple(sorted({flow.callee for flow in self.flows if flow.caller == node}))
+
+    def ways(self, node: str) -> tuple[Way, ...]:
+        """Return the egress ports of *node*, by callee and then strictest first: those, and only those, that a flow needs.
+
+        Raises:
+            MeshError: There is no such node.
+        """
+        ports = self.peer(node).egress
+        needed = {(flow.callee, name) for flow in self.flows if flow.caller == node for name in flow.data or (UNCLASSED,)}
+        order = (UNCLASSED, *self.classes)
+        found = sorted(needed, key=lambda pair: (pair[0], order.index(pair[1])))
+        return tuple(
+            Way(callee, name or None, ports[callee][name].port, ports[callee][name].inject_token) for callee, name in found
+        )
+
+    def way(self, node: str, callee: str, data_class: str | None = None) -> Way:
+        """Return the egress port of *node* that leads to *callee* and stamps *data_class*.
+
+        Raises:
+            MeshError: There is no such node, or no flow lets it.
+        """
+        for way in self.ways(node):
+            if (way.callee, way.data_class) == (callee, data_class):
+                return way
+        data = f" with {data_class} data" if data_class else ""
+        raise MeshError((f"no flow lets {node} call {callee}{data}",))
+
+    def policy(self) -> Policy:
+        """Return what the flows allow, for the evaluator."""
+        flows = (
+            PolicyFlow(
+                self.identity(flow.caller),
+                self.identity(flow.callee),
+                frozenset(flow.workflows),
+                frozenset(flow.data),
+                flow.why.strip(),
+                flow.until,
+            )
+            for flow in self.flows
+        )
+        return Policy(tuple(DataClass(each.name, each.regions) for each in self.data), tuple(flows))
+
+    def on(self, day: date) -> Mesh:
+        """Return the mesh of *day* (UTC): without the flows whose last day is over, and so without their ways."""
+        flows = tuple(flow for flow in self.flows if flow.until is None or day <= flow.until)
+        return self if len(flows) == len(self.flows) else self.model_copy(update={"flows": flows})
 
 
 def parse_mesh(table: Mapping[str, Any]) -> Mesh:
@@ -185,13 +205,11 @@ def parse_mesh(table: Mapping[str, Any]) -> Mesh:
     Raises:
         MeshError: Wrong keys or values (all of them), or contradictions (all of them).
     """
-    # A TOML array is a list; frozen values hold tuples.
-    flows = table.get("flows")
     try:
-        mesh = Mesh.model_validate({**table, "flows": tuple(flows)} if isinstance(flows, list) else dict(table))
+        mesh = Mesh.model_validate(as_tuples(table))
     except pydantic.ValidationError as error:
-        raise MeshError(tuple(_line(found) for found in error.errors(include_url=False))) from None
-    if problems := tuple(_contradictions(mesh)):
+        raise MeshError(tuple(line_of(found) for found in error.errors(include_url=False))) from None
+    if problems := tuple(contradictions(mesh)):
         raise MeshError(problems)
     return mesh
 
@@ -208,57 +226,3 @@ def load_mesh(path: Path) -> Mesh:
         raise MeshError((f"{path}: cannot be read: {error.strerror}",)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MeshError((f"{path}: not TOML: {error}",)) from None
-
-
-def _line(found: Any) -> str:
-    place = ""
-    for part in found["loc"]:
-        if part != "[key]":
-            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-    texts = {"extra_forbidden": "unknown key", "missing": "missing", "too_short": "at least one is needed"}
-    texts["model_type"] = "a port, or a table with a port, is needed" if ".egress." in place else "a table is needed"
-    texts["string_pattern_mismatch"] = "must not be empty" if place.endswith("why") else "not the name of a Python module"
-    return f"{place or 'mesh'}: {texts.get(found['type'], found['msg'].removeprefix('Value error, '))}"
-
-
-def _contradictions(mesh: Mesh) -> Iterator[str]:
-    known = ", ".join(sorted(mesh.peers))
-    allowed: set[tuple[str, str]] = set()
-    for index, flow in enumerate(mesh.flows):
-        place, pair = f"flows[{index}]", (flow.caller, flow.callee)
-        for key, name in (("from", flow.caller), ("to", flow.callee)):
-            if name not in mesh.peers:
-                yield f"{place}.{key}: no peer is called {name!r}; there are: {known}"
-        if flow.caller == flow.callee:
-            yield f"{place}: {flow.caller} calls itself; a peer runs its own workflows without the mesh"
-        if pair in allowed:
-            yield f"{place}: {flow} is there already"
-        allowed.add(pair)
-        if flow.caller in mesh.peers and flow.callee not in mesh.peers[flow.caller].egress:
-            yield f"peers.{flow.caller}.egress: no port for {flow.callee}, which {place} lets it call"
-    for node, peer in mesh.peers.items():
-        for callee in peer.egress:
-            if (node, callee) not in allowed:
-                yield f"peers.{node}.egress.{callee}: no flow lets {node} call {callee}"
-    yield from _shared_addresses(mesh)
-
-
-def _shared_addresses(mesh: Mesh) -> Iterator[str]:
-    dialled = Counter(str(peer.sidecar) for peer in mesh.peers.values())
-    for shared in (shared for shared, times in dialled.items() if times > 1):
-        nodes = (f"peers.{node}.sidecar" for node, peer in mesh.peers.items() if str(peer.sidecar) == shared)
-        yield f"{', '.join(nodes)}: {shared} is given to more than one"
-    taken: dict[tuple[str, str], str] = {}
-    for node, peer in mesh.peers.items():
-        # Nodes whose sidecars are dialled at one host, or on loopback, share a machine, and so its ports.
-        machine = "" if peer.sidecar.is_loopback else peer.sidecar.host
-        places: list[tuple[str, Address]] = [(f"peers.{node}.{'bind' if peer.bind else 'sidecar'}", peer.ingress_bind)]
-        places.append((f"peers.{node}.listen", peer.listen))
-        places += [(f"peers.{node}.egress.{name}", TcpAddress("127.0.0.1", way.port)) for name, way in peer.egress.items()]
-        for place, address in places:
-            # By port alone: 0.0.0.0 takes it on every address, and two loopback addresses are seldom meant.
-            key = (machine, address.path if isinstance(address, UnixAddress) else str(address.port))
-            first = taken.setdefault(key, place)
-            same_sidecar = first.endswith(".sidecar") and place.endswith(".sidecar")
-            if first != place and not same_sidecar:
-                yield f"{place}: {address} is taken by {first}"

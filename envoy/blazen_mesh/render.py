@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import secrets
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from blazen_mesh import tls
 from blazen_mesh.address import TcpAddress
+from blazen_mesh.address_book import address_book
 from blazen_mesh.bootstrap import bootstrap
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
@@ -20,15 +22,27 @@ __all__ = ["ensure_secret", "render_node", "replace_file", "write_files"]
 SECRET_BYTES = 32
 
 
-def render_node(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | None = None) -> dict[str, str]:
-    """Return *node*'s files by their path below the configuration directory: ``envoy.json`` and ``sds/*.json``.
+def render_node(
+    mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | None = None, day: date | None = None
+) -> dict[str, str]:
+    """Return *node*'s files by their path below the configuration directory.
 
-    JSON, never YAML: Envoy's YAML reader takes a node called ``n`` for false. Keys are sorted: equal meshes, equal bytes.
+    ``envoy.json`` and ``sds/*.json`` are the sidecar's, ``policy.json`` is the peer's (every flow to and from the node), and
+    ``peers.json`` its clients' (see :mod:`blazen_mesh.address_book`). JSON, never YAML: Envoy's YAML reader takes a node called
+    ``n`` for false. Keys are sorted: equal meshes, equal bytes.
+
+    Args:
+        day: Flows whose last day is before it are left out; None: today (UTC).
 
     Raises:
         MeshError, ValidationError: As :func:`blazen_mesh.bootstrap.bootstrap`.
     """
-    found = {"envoy.json": _dump(bootstrap(mesh, node, paths, otlp=otlp))}
+    mesh = mesh.on(day or datetime.now(UTC).date())
+    found = {
+        "envoy.json": _dump(bootstrap(mesh, node, paths, otlp=otlp)),
+        "peers.json": _dump(address_book(mesh, node)),
+        "policy.json": _dump(json.loads(mesh.policy().of(mesh.identity(node)).to_json())),
+    }
     found.update({f"sds/{name}.json": _dump(document) for name, document in tls.secrets(paths).items()})
     return found
 

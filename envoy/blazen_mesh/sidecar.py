@@ -21,6 +21,10 @@ END_SECS = 5.0
 DRAIN_NOTICE_SECS = 1
 """How long a draining sidecar still takes new connections, while it asks those it has to go elsewhere."""
 
+REPLACED_SECS = 3900
+"""How long calls in flight may go on by a listener that discovery has changed or taken away: a peer's longest run, and slack.
+After it, Envoy closes the connections."""
+
 
 class StartError(BlazenError):
     """A process of the mesh did not start, or ended by itself; the text holds its last lines."""
@@ -85,7 +89,7 @@ class Sidecar:
         """
         argv = [str(envoy), "-c", str(config), "--log-level", "warning", "--log-format", "%l %n %v"]
         argv += ["--concurrency", str(concurrency), "--file-flush-interval-msec", str(flush_ms)]
-        argv += ["--drain-time-s", str(DRAIN_NOTICE_SECS), "--drain-strategy", "immediate"]
+        argv += ["--drain-time-s", str(REPLACED_SECS), "--drain-strategy", "immediate"]
         argv += hot_restart.arguments if hot_restart else ["--disable-hot-restart"]
         child = await Child.start(name, [*argv, *options], on_line=on_line, share_output=share_output)
         return cls(child, Admin(admin_socket))
@@ -133,6 +137,8 @@ class Sidecar:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_NOTICE_SECS):
                 await self.child.wait()
+        with contextlib.suppress(AdminError):
+            await self.admin.post("/drain_listeners")  # takes no new connections from here on
         return await self.wait_idle(within_secs)
 
     async def stop(self, within_secs: float = END_SECS) -> bool:

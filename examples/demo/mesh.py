@@ -38,6 +38,7 @@ run.app = "examples.analyst"
 [[flows]]
 from = "intake"
 to = "analyst"
+workflows = ["analyze-pipeline"]
 why = "intake hands documents over for analysis and waits for the report"
 """
 

@@ -12,6 +12,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from blazen_peer.config import ServerSettings
 from blazen_peer.events import Event
+from blazen_peer.policy_file import PolicyState
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.proto import control_pb2
@@ -28,6 +29,7 @@ def describe(
     registry: Registry,
     settings: ServerSettings,
     workflows: Mapping[str, Workflow] = MappingProxyType({}),
+    policy: PolicyState | None = None,
 ) -> control_pb2.DescribeResponse:
     """Return the description of a peer as it stands now; *workflows* are the server's own, before the registry's."""
     named = {workflow.name: workflow for workflow in registry.workflows()} | dict(workflows)
@@ -45,7 +47,12 @@ def describe(
             for step in registry.steps()
         ],
         workflows=[
-            control_pb2.Workflow(name=workflow.name, step_ids=[step.id for step in workflow.steps])
+            control_pb2.Workflow(
+                name=workflow.name,
+                step_ids=[step.id for step in workflow.steps],
+                data_class=workflow.data_class if isinstance(workflow.data_class, str) else "",
+                data_class_by_input=callable(workflow.data_class),
+            )
             for _, workflow in sorted(named.items())
         ],
         limits=control_pb2.Limits(
@@ -59,6 +66,14 @@ def describe(
             max_refs=settings.max_refs,
             max_ref_bytes=settings.max_ref_bytes,
             ref_lease_ms=round(settings.ref_lease_secs * 1000),
+        ),
+        policy=None
+        if policy is None
+        else control_pb2.LoadedPolicy(
+            digest=policy.digest,
+            loaded_at_epoch_ms=round(policy.loaded_at * 1000),
+            data_classes=policy.classes,
+            problem=policy.problem or "",
         ),
     )
 

@@ -22,6 +22,8 @@ from blazen_peer.credentials import ProofSource, TokenSource
 from blazen_peer.description import describe
 from blazen_peer.errors import TransportError, ValidationError
 from blazen_peer.identity import check_node_id
+from blazen_peer.policy import Policy
+from blazen_peer.policy_file import PolicySource
 from blazen_peer.process import run_until_signalled
 from blazen_peer.ref_listing import listing_of
 from blazen_peer.runtime.invocations import Invocations
@@ -29,9 +31,11 @@ from blazen_peer.runtime.local_refs import epoch_ms
 from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.refs import RefTable
 from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
+from blazen_peer.runtime.rulings import Rulings
 from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
+from blazen_peer.transport.proto.control_pb2 import DescribeResponse
 from blazen_peer.transport.ref_servicer import ref_handlers
 from blazen_peer.transport.reflection import reflection_handlers
 from blazen_peer.transport.run_servicer import run_handlers
@@ -66,6 +70,9 @@ class PeerServer:
         settings: Limits and times.
         registry: Where steps and workflows are looked up; by default the process-wide one.
         workflows: What this server runs by name beside the registry's workflows, and before one of the same name.
+        policy: Who may call which workflow with data of which class: the ``policy.json`` that ``blazen-mesh render`` writes for
+            this node, read again when it changes, or its value. It demands all that ``require_identity`` does. Without one,
+            everybody who is admitted may run everything.
 
     Raises:
         ValidationError: One of them is not usable.
@@ -82,13 +89,16 @@ class PeerServer:
         settings: ServerSettings | None = None,
         registry: Registry | None = None,
         workflows: Iterable[Workflow] = (),
+        policy: Policy | str | Path | None = None,
     ) -> None:
         self._node_id = check_node_id(node_id)
         self._tokens = TokenSource.of(token, os.environ)
         self._proof = ProofSource(sidecar_proof_file) if sidecar_proof_file is not None else None
-        if require_identity and self._tokens is None:
-            raise ValidationError("require_identity demands a token as well: set BLAZEN_PEER_TOKEN")
-        self._require_identity, self._insecure = require_identity, insecure
+        self._policy = None if policy is None else PolicySource(policy, self._node_id, time.time)
+        if (require_identity or policy is not None) and self._tokens is None:
+            asks = "require_identity" if policy is None else "a policy"
+            raise ValidationError(f"{asks} demands a token as well: set BLAZEN_PEER_TOKEN")
+        self._require_identity, self._insecure = require_identity or policy is not None, insecure
         self._settings = settings or ServerSettings()
         self._registry = registry or DEFAULT_REGISTRY
         self._workflows = _by_name(workflows)
@@ -174,21 +184,26 @@ class PeerServer:
         settings = self._settings
         self._stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self._refs = RefServing(
-            RefTable(settings, node_id=self._node_id, clock=_clock_of(loop), epoch_ms=epoch_ms, new_uuid=uuid4),
-            max_message_bytes=settings.max_message_bytes,
+        self._rulings = None if self._policy is None else Rulings(self._node_id, self._policy.in_force)
+        table = RefTable(
+            settings,
+            node_id=self._node_id,
+            clock=_clock_of(loop),
+            epoch_ms=epoch_ms,
+            new_uuid=uuid4,
+            admits=None if self._rulings is None else self._rulings.admits,
         )
+        self._refs = RefServing(table, max_message_bytes=settings.max_message_bytes)
         self._invocations = Invocations(
-            self._node_id, self._registry, settings, self._refs, self._workflows, instance_id=self._instance_id
+            self._node_id,
+            self._registry,
+            settings,
+            self._refs,
+            self._workflows,
+            rulings=self._rulings,
+            instance_id=self._instance_id,
         )
-        self._health = TraitsHealthServicer(
-            PeerTraits(
-                default_timeout_ms=round(settings.default_timeout_secs * 1000),
-                max_timeout_ms=round(settings.max_timeout_secs * 1000),
-                instance_id=self._instance_id,
-                max_message_bytes=settings.max_message_bytes,
-            )
-        )
+        self._health = TraitsHealthServicer(self._traits)
         self._grpc = self._assembled(direct_tls=tls is not None)
         self._address = self._bound(address, tls)
         for service in ("", PEER_SERVICE, CONTROL_SERVICE):
@@ -205,7 +220,8 @@ class PeerServer:
         if tls is not None and address.host is None:
             raise ValidationError(f"tls= needs host:port to listen on, not {listen_address}")
         if self._require_identity and tls is None and self._proof is None:
-            raise ValidationError("require_identity demands the sidecar's proof or direct TLS: give sidecar_proof_file or tls")
+            asks = "require_identity" if self._policy is None else "a policy"
+            raise ValidationError(f"{asks} demands the sidecar's proof or direct TLS: give sidecar_proof_file or tls")
         if self._tokens is None and tls is None and not address.is_local and not self._insecure:
             raise ValidationError(
                 f"refusing to listen on {listen_address} without a token: set BLAZEN_PEER_TOKEN (blazen-peer token makes one), "
@@ -224,9 +240,7 @@ class PeerServer:
         gate = GateInterceptor(
             (
                 peer_handlers(self._invocations.invoke, self._node_id),
-                control_handlers(
-                    lambda: describe(self._node_id, self._instance_id, self._registry, self._settings, self._workflows)
-                ),
+                control_handlers(self._described),
                 *run_handlers(self._invocations, self._node_id),
                 *reflection_handlers((PEER_SERVICE, CONTROL_SERVICE, HEALTH_SERVICE)),
                 *ref_handlers(
@@ -240,10 +254,29 @@ class PeerServer:
             proofs=self._proof.proofs if self._proof else tuple,
             clock=time.time,
             direct_tls=direct_tls,
+            forbids=None if self._rulings is None else self._rulings.forbids,
         )
         server.add_generic_rpc_handlers((gate,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
+
+    def _traits(self) -> PeerTraits:
+        settings, policy = self._settings, None
+        if self._policy is not None:
+            self._policy.in_force()  # health checks come at intervals, whether calls do or not
+            state = self._policy.state
+            policy = state.digest if state.problem is None else f"{state.digest} stale"
+        return PeerTraits(
+            default_timeout_ms=round(settings.default_timeout_secs * 1000),
+            max_timeout_ms=round(settings.max_timeout_secs * 1000),
+            instance_id=self._instance_id,
+            max_message_bytes=settings.max_message_bytes,
+            policy=policy,
+        )
+
+    def _described(self) -> DescribeResponse:
+        policy = None if self._policy is None else self._policy.state
+        return describe(self._node_id, self._instance_id, self._registry, self._settings, self._workflows, policy)
 
     def _bound(self, address: ListenAddress, tls: ServerTls | None) -> str:
         check_bindable(address)

@@ -151,7 +151,7 @@ class Mesh:
 
     def egress(self, caller: str, callee: str) -> str:
         """Where *caller* reaches *callee*: ``host:port``, plain text."""
-        return f"127.0.0.1:{self.definition.peers[caller].egress[callee].port}"
+        return self.definition.way(caller, callee).address
 
     def proof_file(self, node: str) -> Path:
         """The secret that *node*'s ingress adds to every call."""
@@ -232,6 +232,8 @@ class Mesh:
 
     def _on_line(self, name: str, line: str) -> None:
         self.lines[name].append(line)
+        with (self.root / f"{name}.log").open("a") as log:
+            log.write(f"{line}\n")
         self._new_line.set()
 
 
@@ -245,6 +247,7 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
     Args:
         nodes: Node ids; each gets a certificate, a sidecar and (unless ``stand_ins=False``) a stand-in peer.
         flows: Pairs of caller and callee.
+        workflows: What every flow names.
         inject: Pairs whose egress port injects the token.
         identities: Identity directories to use instead of what ``certificates`` issues.
         sidecars: The nodes whose sidecars are started; all of them when None.
@@ -257,6 +260,7 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
             nodes: Sequence[str] = ("intake", "analyst"),
             flows: Sequence[tuple[str, str]] = (("intake", "analyst"),),
             *,
+            workflows: Sequence[str] = ("analyze-pipeline",),
             inject: Sequence[tuple[str, str]] = (),
             identities: Mapping[str, Path] | None = None,
             stand_ins: bool = True,
@@ -274,7 +278,7 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
                     "listen": f"127.0.0.1:{free_port()}",
                     "egress": egress,
                 }
-            allowed = [{"from": a, "to": b, "why": "the test says so"} for a, b in flows]
+            allowed = [{"from": a, "to": b, "workflows": list(workflows), "why": "the test says so"} for a, b in flows]
             table = {"trust_domain": TRUST_DOMAIN, "peers": peers, "flows": allowed, **(extra or {})}
             given = {node: (identities or {}).get(node) or certificates.issue(node).path for node in nodes}
             mesh = Mesh(short_dir, envoy, table, given)

@@ -39,7 +39,7 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert cli.main(["check", "--mesh", EXAMPLE, "--json", "--no-envoy"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["flows"][0]["from"] == "intake"
-    assert found["nodes"][1]["egress"] == {"analyst": "127.0.0.1:16001"}
+    assert found["nodes"][1]["egress"] == {"analyst": [{"data_class": None, "address": "127.0.0.1:16001"}]}
 
 
 def test_check_tells_what_is_worth_knowing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -60,7 +60,15 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     first = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
     assert {str(path.relative_to(tmp_path / "o")) for path in first} == {
-        *("envoy.json", "sidecar-proof", "sds/leaf.json", "sds/bundle.json", "sds/sidecar-proof.json")
+        *(
+            "envoy.json",
+            "peers.json",
+            "policy.json",
+            "sidecar-proof",
+            "sds/leaf.json",
+            "sds/bundle.json",
+            "sds/sidecar-proof.json",
+        )
     }
     assert (tmp_path / "o" / "sidecar-proof").stat().st_mode & 0o777 == 0o600
     assert '"/etc/sidecar/sds/leaf.json"' in (tmp_path / "o" / "envoy.json").read_text()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blazen_mesh.address import TcpAddress, UnixAddress, parse_address, parse_tcp
-from blazen_mesh.mesh import MeshError, load_mesh, parse_mesh
+from blazen_mesh.address_book import address_book
+from blazen_mesh.mesh import MeshError, Way, load_mesh, parse_mesh
+from blazen_peer.flows import DataClass
+from blazen_peer.flows import Flow as PolicyFlow
+from blazen_peer.identity import PeerId
+from blazen_peer.policy import Policy
 
 GOOD = """
 trust_domain = "mesh.test"
@@ -24,7 +30,48 @@ listen = "127.0.0.1:1005"
 [[flows]]
 from = "a"
 to = "b"
+workflows = ["work"]
 why = "test"
+"""
+
+CLASSED = """
+trust_domain = "mesh.test"
+regions = ["eu", "us"]
+[[data]]
+name = "personal"
+regions = ["eu"]
+why = "people's own words"
+[[data]]
+name = "internal"
+regions = ["eu", "us"]
+why = "ours"
+[peers.a]
+region = "eu"
+sidecar = "127.0.0.1:1001"
+listen = ["127.0.0.1:1002", "unix:/run/a.sock"]
+egress.b = { personal = 1003, internal = { port = 1004, inject_token = true } }
+egress.c = { internal = 1005 }
+[peers.b]
+region = "eu"
+sidecar = "127.0.0.1:1006"
+listen = "127.0.0.1:1007"
+[peers.c]
+region = "us"
+sidecar = "127.0.0.1:1008"
+listen = "127.0.0.1:1009"
+[[flows]]
+from = "a"
+to = "b"
+workflows = ["work", "rest"]
+data = ["internal", "personal"]
+why = "test"
+[[flows]]
+from = "a"
+to = "c"
+workflows = ["work"]
+data = ["internal"]
+why = "an exception"
+until = 2027-01-31
 """
 
 REFUSED = [
@@ -52,6 +99,25 @@ REFUSED = [
     pytest.param("connection_age_secs", 86400, "connection_age_secs: Input should be less than or equal to 21600", id="age"),
     pytest.param("telemetry", {"otlp": "x"}, "telemetry.otlp: 'x' is not HOST:PORT", id="otlp"),
     pytest.param("flows.0.why", " ", "flows[0].why: must not be empty", id="no-reason"),
+    pytest.param("flows.0.workflows", None, "flows[0].workflows: missing", id="no-workflows-key"),
+    pytest.param("flows.0.workflows", [], "flows[0].workflows: at least one is needed", id="no-workflows"),
+    pytest.param("flows.0.workflows", "work", "flows[0].workflows: a list is needed", id="workflows-as-text"),
+    pytest.param("flows.0.workflows", ["*"], "flows[0].workflows[0]: '*': there is no wildcard: name every", id="any-workflow"),
+    pytest.param("flows.0.workflows", ["work*"], "'work*': there is no wildcard: name every workflow", id="workflow-pattern"),
+    pytest.param("flows.0.workflows", ["work", "work"], "flows[0].workflows: work is there twice", id="workflow-twice"),
+    pytest.param("flows.0.to", "*", "flows[0].to: '*': there is no wildcard: name every peer", id="any-callee"),
+    pytest.param("flows.0.from", "*", "flows[0].from: '*': there is no wildcard: name every peer", id="any-caller"),
+    pytest.param("flows.0.data", ["x"], "flows[0].data: this mesh has no data classes", id="data-without-classes"),
+    pytest.param("flows.0.until", "2027-01-31", "flows[0].until: write it as a date without quotes", id="until-as-text"),
+    pytest.param("peers.a.region", "eu", "peers.a.region: this mesh has no regions", id="region-without-regions"),
+    pytest.param("peers.a.listen", [], "peers.a.listen: at least one is needed", id="no-listen"),
+    pytest.param(
+        "peers.a.listen", ["127.0.0.1:9", "1.2.3.4:5"], "peers.a.listen: 1.2.3.4:5 is not on loopback", id="open-replica"
+    ),
+    pytest.param("peers.a.listen", ["127.0.0.1:9"] * 2, "peers.a.listen[1]: 127.0.0.1:9 is taken by", id="replica-twice"),
+    pytest.param("peers.a.egress.b", {"x": 9}, "peers.a.egress.b.x: this mesh has no data classes", id="class-without-classes"),
+    pytest.param("calls_per_sec", 0, "calls_per_sec: Input should be greater than or equal to 1", id="rate"),
+    pytest.param("crl", "no", "crl: Input should be a valid boolean", id="crl"),
     pytest.param("flows.0.why", None, "flows[0].why: missing", id="reason-missing"),
     pytest.param("flows.0.to", "c", "flows[0].to: no peer is called 'c'; there are: a, b", id="unknown-callee"),
     pytest.param("flows.0.from", "c", "flows[0].from: no peer is called 'c'; there are: a, b", id="unknown-caller"),
@@ -63,10 +129,53 @@ REFUSED = [
     pytest.param("peers.b.listen", "127.0.0.1:1003", "127.0.0.1:1003 is taken by peers", id="port-of-a-neighbour"),
 ]
 
+REFUSED_CLASSED = [
+    pytest.param("regions", ["*"], "regions[0]: '*': there is no wildcard: name every region", id="any-region"),
+    pytest.param("regions", ["EU"], "regions[0]: region 'EU' is not valid", id="region-name"),
+    pytest.param("regions", ["eu.x"], "regions[0]: region 'eu.x' is not valid", id="region-with-a-dot"),
+    pytest.param("regions", ["eu", "us", "eu"], "regions: eu is there twice", id="region-twice"),
+    pytest.param("regions", [], "peers.a.region: this mesh has no regions", id="no-regions"),
+    pytest.param("peers.a.region", None, "peers.a.region: missing; say one of eu, us", id="peer-without-region"),
+    pytest.param(
+        "peers.a.region", "asia", "peers.a.region: no region is called 'asia'; there are: eu, us", id="unknown-region"
+    ),
+    pytest.param("data.0.regions", [], "data[0].regions: say where personal data may be: eu, us", id="data-without-regions"),
+    pytest.param("data.0.regions", ["*"], "data[0].regions[0]: '*': there is no wildcard", id="data-in-any-region"),
+    pytest.param("data.0.regions", ["asia"], "data[0].regions: no region is called 'asia'", id="data-in-an-unknown-region"),
+    pytest.param("data.0.regions", ["eu", "eu"], "data[0].regions: eu is there twice", id="data-region-twice"),
+    pytest.param("data.0.why", None, "data[0].why: missing", id="data-without-reason"),
+    pytest.param("data.0.name", "internal", "data: internal is there twice", id="data-twice"),
+    pytest.param("data.0.name", "*", "data[0].name: '*': there is no wildcard: name every data class", id="any-data"),
+    pytest.param("data.0.name", "port", "data[0].name: 'port' is a word of egress tables", id="data-called-port"),
+    pytest.param("data.0.name", "a b", "data[0].name: data class 'a b' is not valid", id="data-name"),
+    pytest.param("data", [], "flows[0].data: this mesh has no data classes", id="no-data"),
+    pytest.param("flows.0.data", None, "flows[0].data: say which data may flow: personal, internal", id="flow-without-data"),
+    pytest.param("flows.0.data", ["*"], "flows[0].data[0]: '*': there is no wildcard", id="flow-of-any-data"),
+    pytest.param("flows.0.data", ["secret"], "flows[0].data: no data class is called 'secret'", id="flow-of-unknown-data"),
+    pytest.param("flows.0.data", ["personal"] * 2, "flows[0].data: personal is there twice", id="flow-data-twice"),
+    pytest.param(
+        "flows.1.data", ["personal"], "flows[1].data: personal data may be in eu only, and c is in us", id="out-of-region"
+    ),
+    pytest.param("peers.a.egress.b", 1003, "peers.a.egress.b: give each data class a port of its own, like", id="one-port"),
+    pytest.param("peers.a.egress.b.internal", None, "peers.a.egress.b: no port for internal data", id="no-port-for-a-class"),
+    pytest.param(
+        "peers.a.egress.c.personal", 9, "peers.a.egress.c.personal: no flow lets a send c personal", id="port-for-a-class"
+    ),
+    pytest.param(
+        "peers.a.egress.c.secret", 9, "peers.a.egress.c.secret: no data class is called 'secret'", id="port-unknown-class"
+    ),
+    pytest.param("peers.a.egress.c", {}, "peers.a.egress.c: at least one is needed", id="no-ports"),
+    pytest.param(
+        "peers.a.egress.b.personal", 1004, "127.0.0.1:1004 is taken by peers.a.egress.b.personal", id="port-of-two-classes"
+    ),
+    pytest.param("peers.a.egress.b.personal", "x", "peers.a.egress.b.personal: a port, or a table with", id="class-port-text"),
+    pytest.param("trust_domain", "x" * 254, "peers.a: trust domain", id="trust-domain-too-long-with-a-region"),
+]
 
-def changed(place: str, value: Any) -> dict[str, Any]:
+
+def changed(place: str, value: Any, text: str = GOOD) -> dict[str, Any]:
     """Return the good mesh with *value* at *place*, or without it when None."""
-    table: Any = copy.deepcopy(tomllib.loads(GOOD))
+    table: Any = copy.deepcopy(tomllib.loads(text))
     *way, last = place.split(".")
     inner = table
     for part in way:
@@ -83,7 +192,73 @@ def test_good_one() -> None:
     mesh = parse_mesh(tomllib.loads(GOOD))
     assert (mesh.callers("b"), mesh.callees("a"), mesh.callers("a")) == (("a",), ("b",), ())
     assert str(mesh.identity("a")) == "spiffe://mesh.test/peer/a"
-    assert mesh.peers["a"].egress["b"].inject_token is False
+    assert mesh.ways("a") == (Way("b", None, 1003),)
+    assert mesh.ways("b") == ()
+    assert (mesh.crl, mesh.calls_per_sec, mesh.peers["a"].region) == (True, 10_000, None)
+
+
+def test_good_one_with_classes() -> None:
+    """Regions are in the identities; each data class has its own way, strictest first; replicas are all there."""
+    mesh = parse_mesh(tomllib.loads(CLASSED))
+    assert [str(mesh.identity(node)) for node in "ac"] == ["spiffe://eu.mesh.test/peer/a", "spiffe://us.mesh.test/peer/c"]
+    assert mesh.ways("a") == (Way("b", "personal", 1003), Way("b", "internal", 1004, True), Way("c", "internal", 1005))
+    assert [way.name for way in mesh.ways("a")] == ["egress b personal", "egress b internal", "egress c internal"]
+    assert mesh.way("a", "b", "internal").address == "127.0.0.1:1004"
+    assert mesh.peers["a"].listens == (TcpAddress("127.0.0.1", 1002), UnixAddress("/run/a.sock"))
+    with pytest.raises(MeshError, match="no flow lets b call a with internal data"):
+        mesh.way("b", "a", "internal")
+
+
+@pytest.mark.parametrize(
+    ("day", "ends"),
+    [pytest.param(date(2027, 1, 31), False, id="last-day"), pytest.param(date(2027, 2, 1), True, id="day-after")],
+)
+def test_an_exception_ends(day: date, ends: bool) -> None:
+    """After its last day a flow is gone, and its way, its callers and its permission with it; the file stays sound."""
+    mesh = parse_mesh(tomllib.loads(CLASSED)).on(day)
+    gone = mesh.policy().at_egress(mesh.identity("a"), mesh.identity("c"), "internal")
+    assert (len(mesh.ways("a")), mesh.callers("c"), gone.allowed) == ((2, (), False) if ends else (3, ("a",), True))
+
+
+def test_policy() -> None:
+    """The evaluator gets every flow, with identities, and every class in its order."""
+    policy = parse_mesh(tomllib.loads(CLASSED)).policy()
+    a, b, c = (PeerId(f"{region}.mesh.test", node) for region, node in (("eu", "a"), ("eu", "b"), ("us", "c")))
+    assert policy == Policy(
+        (DataClass("personal", ("eu",)), DataClass("internal", ("eu", "us"))),
+        (
+            PolicyFlow(a, b, frozenset({"work", "rest"}), frozenset({"personal", "internal"}), "test"),
+            PolicyFlow(a, c, frozenset({"work"}), frozenset({"internal"}), "an exception", date(2027, 1, 31)),
+        ),
+    )
+
+
+def test_address_book() -> None:
+    """A node's clients find each peer that it may call, by data class; others are not in it."""
+    mesh = parse_mesh(tomllib.loads(CLASSED))
+    assert address_book(mesh, "a") == {
+        "node": "a",
+        "region": "eu",
+        "peers": {
+            "b": [
+                {"data_class": "personal", "address": "127.0.0.1:1003"},
+                {"data_class": "internal", "address": "127.0.0.1:1004"},
+            ],
+            "c": [{"data_class": "internal", "address": "127.0.0.1:1005"}],
+        },
+    }
+    assert address_book(mesh, "c") == {"node": "c", "region": "us", "peers": {}}
+    plain = parse_mesh(tomllib.loads(GOOD))
+    entry = {"data_class": None, "address": "127.0.0.1:1003"}
+    assert address_book(plain, "a") == {"node": "a", "region": None, "peers": {"b": [entry]}}
+
+
+@pytest.mark.parametrize(("place", "value", "problem"), REFUSED_CLASSED)
+def test_refused_with_classes(place: str, value: Any, problem: str) -> None:
+    """What contradicts the regions or the data classes is refused, with its place in the file."""
+    with pytest.raises(MeshError) as caught:
+        parse_mesh(changed(place, value, CLASSED))
+    assert any(problem in line for line in caught.value.problems), caught.value.problems
 
 
 @pytest.mark.parametrize(("place", "value", "problem"), REFUSED)
@@ -110,12 +285,24 @@ def test_every_problem_at_once() -> None:
     ]
 
 
-def test_same_flow_twice() -> None:
-    """A flow stands once."""
+def test_same_workflow_twice() -> None:
+    """A workflow is allowed once between two peers; other workflows may have a flow, and a reason, of their own."""
     table = tomllib.loads(GOOD)
-    table["flows"] *= 2
-    with pytest.raises(MeshError, match=r"flows\[1\]: a -> b is there already"):
+    table["flows"].append({**table["flows"][0], "workflows": ["rest", "work"]})
+    with pytest.raises(MeshError, match=r"flows\[1\]: a -> b work is allowed by flows\[0\] already"):
         parse_mesh(table)
+    table["flows"][1]["workflows"] = ["rest"]
+    assert parse_mesh(table).callers("b") == ("a",)
+
+
+def test_same_workflow_with_other_data() -> None:
+    """With data classes, a workflow may have one flow for each."""
+    table = tomllib.loads(CLASSED)
+    table["flows"].append({**table["flows"][0], "data": ["internal"], "workflows": ["rest"]})
+    with pytest.raises(MeshError, match=r"flows\[2\]: a -> b rest with internal data is allowed by flows\[0\] already"):
+        parse_mesh(table)
+    table["flows"][0]["data"] = ["personal"]
+    assert [way.data_class for way in parse_mesh(table).ways("a")] == ["personal", "internal", "internal"]
 
 
 def test_machines_have_ports_of_their_own() -> None:

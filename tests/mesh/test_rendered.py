@@ -42,7 +42,7 @@ def mesh_of(*flows: tuple[str, str], inject: bool = False, **extra: Any) -> Mesh
             if caller == node
         }
         peers[node] = {"sidecar": f"127.0.0.1:{10 + index}", "listen": f"127.0.0.1:{20 + index}", "egress": ways}
-    allowed = [{"from": caller, "to": callee, "why": "test"} for caller, callee in flows]
+    allowed = [{"from": caller, "to": callee, "workflows": ["work"], "why": "test"} for caller, callee in flows]
     return parse_mesh({"trust_domain": "mesh.test", "peers": peers, "flows": allowed, **extra})
 
 
@@ -279,7 +279,7 @@ def test_names_are_looked_up_again() -> None:
             "a": {"sidecar": "a.internal:1", "listen": "unix:/run/a.sock", "egress": {"b": 2}},
             "b": {"sidecar": "b.internal:1", "listen": "127.0.0.1:3", "bind": "10.0.0.7:4"},
         },
-        "flows": [{"from": "a", "to": "b", "why": "test"}],
+        "flows": [{"from": "a", "to": "b", "workflows": ["work"], "why": "test"}],
     }
     first, second = (rendered(parse_mesh(table), node)["static_resources"] for node in "ab")
     assert {cluster["name"]: cluster["type"] for cluster in first["clusters"]} == {"peer": "STATIC", "egress b": "STRICT_DNS"}

@@ -122,6 +122,7 @@ async def start_up(short_dir: Path, envoy: Path, ports: Callable[[], int]) -> As
                 [[flows]]
                 from = "intake"
                 to = "analyst"
+                workflows = ["analyze-pipeline"]
                 why = "the test says so"
             """)
             authority = Authority.create(short_dir / "certs", "mesh.test")
@@ -151,7 +152,7 @@ async def test_up_and_down(start_up: StartUp) -> None:
     up = await start_up()
     ready = await up.until_ready()
     assert ready["intake"]["spiffe_id"] == "spiffe://mesh.test/peer/intake"
-    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"]) as channel:
+    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"][0]["address"]) as channel:
         assert await channel.unary_unary(INVOKE)(b"0", timeout=5) == b"0"
     pids = up.children()
     assert len(alive(pids)) == 4
@@ -171,7 +172,7 @@ async def test_call_in_flight_is_not_lost(start_up: StartUp) -> None:
     """SIGTERM lets a call in flight end, through both sidecars."""
     up = await start_up()
     ready = await up.until_ready()
-    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"]) as channel:
+    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"][0]["address"]) as channel:
         call = asyncio.ensure_future(channel.unary_unary(INVOKE)(b"2", timeout=15))
         await up.until(lambda: "call begins 2" in up.output)
         up.process.terminate()

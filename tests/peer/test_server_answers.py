@@ -287,7 +287,7 @@ async def test_a_defect_tells_nothing(
 ) -> None:
     """A defect of ours is INTERNAL without a word for the caller; the traceback goes to the peer's own log."""
     server = await serve()
-    monkeypatch.setattr(server._invocations, "_workflow", lambda *_: 1 / 0)
+    monkeypatch.setattr(server._invocations._resolution, "workflow", lambda *_: 1 / 0)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await raw_call(server, asked(ECHO))
     assert (caught.value.code(), caught.value.details()) == (Code.INTERNAL, "internal error")

@@ -153,7 +153,7 @@ async def test_what_callers_name_is_not_kept_for_ever(serve: Serve, connect: Con
     server = await serve()
     client = await connect(server)
     await asyncio.gather(*(client.run_remote_workflow(f"name-{number}", ["s"], "null") for number in range(600)))
-    assert len(server._invocations._resolved) <= 256
+    assert len(server._invocations._resolution._resolved) <= 256
 
 
 async def test_overloaded(serve: Serve, connect: Connect, registry: Registry) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from blazen_mesh.cli.check import check
+from blazen_mesh.cli.doctor import doctor
 from blazen_mesh.cli.outcome import DONE, PROBLEMS, WRONG_USE, print_json
 from blazen_mesh.cli.render import render
 from blazen_mesh.cli.up import up
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(check)
 app.command()(render)
 app.command()(up)
+app.command()(doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

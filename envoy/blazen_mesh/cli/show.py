@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from blazen_mesh.address_book import address_book
 from blazen_mesh.mesh import Mesh
 
 __all__ = ["console", "mesh_table", "node_objects"]
@@ -28,9 +29,10 @@ def node_objects(mesh: Mesh) -> list[dict[str, Any]]:
         {
             "node": name,
             "spiffe_id": str(mesh.identity(name)),
+            "region": peer.region,
             "sidecar": str(peer.sidecar),
-            "peer": str(peer.listen),
-            "egress": {callee: f"127.0.0.1:{way.port}" for callee, way in sorted(peer.egress.items())},
+            "peer": [str(address) for address in peer.listens],
+            "egress": address_book(mesh, name)["peers"],
         }
         for name, peer in sorted(mesh.peers.items())
     ]
@@ -41,7 +43,8 @@ def mesh_table(mesh: Mesh) -> Table:
     table = Table()
     for heading in ("node", "SPIFFE id", "sidecar", "peer", "egress"):
         table.add_column(heading, overflow="fold")  # an address cut short is of no use
-    for node in node_objects(mesh):
-        ways = "\n".join(f"{address} -> {callee}" for callee, address in node["egress"].items())
-        table.add_row(*(escape(node[key]) for key in ("node", "spiffe_id", "sidecar", "peer")), ways)
+    for name, peer in sorted(mesh.peers.items()):
+        ways = [f"{way.address} -> {way.name.removeprefix('egress ')}" for way in mesh.ways(name)]
+        rows = (name, str(mesh.identity(name)), str(peer.sidecar), "\n".join(map(str, peer.listens)), "\n".join(ways))
+        table.add_row(*map(escape, rows))
     return table

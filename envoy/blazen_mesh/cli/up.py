@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -86,6 +87,7 @@ def run_up(
     """
     if envoy is None:
         raise ValidationError(f"there is no Envoy: {HOW_TO_GET_IT}")
+    mesh = mesh.on(datetime.now(UTC).date())
     token_file = _token_file(directory, environment)
     out = console()
     with out.status("rendering"):

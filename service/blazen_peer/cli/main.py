@@ -15,6 +15,7 @@ from rich.text import Text
 
 from blazen_peer import telemetry
 from blazen_peer.cli.exporters import start_telemetry
+from blazen_peer.cli.health import health
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, fail, print_json, printable, report
 from blazen_peer.cli.refs import ref_object, refs_app
@@ -22,6 +23,7 @@ from blazen_peer.cli.runs import cancel, follow
 from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
 from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls, server_tls
+from blazen_peer.cli.token import token
 from blazen_peer.cli.trace import trace
 from blazen_peer.client import PeerClient
 from blazen_peer.config import ServerSettings
@@ -54,6 +56,8 @@ app.command(
     epilog="Exit codes: 0 stopped, or already finished, 1 still stopping, or any other failure, 2 wrong use, 3 refused, "
     "5 transport, 7 no such run."
 )(cancel)
+app.command(epilog="Exit codes: 0 it serves, 1 it answers and does not serve, 2 wrong use, 5 nobody answers.")(health)
+app.command(epilog="Exit codes: 0 done, 2 wrong use.")(token)
 app.command(epilog="Exit codes: 0 drawn, 1 Jaeger has no such trace, 2 wrong use, 5 no Jaeger answers there.")(trace)
 
 
@@ -90,6 +94,14 @@ def serve(
         float, typer.Option(metavar="SECS", help="How long runs may then finish before they are cancelled.")
     ] = 30,
     max_runs: Annotated[int, typer.Option(metavar="COUNT", help="Runs in progress at once; calls beyond wait.")] = 4096,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="The policy.json of this node: who may call what, with which data. Read again when it changes.",
+        ),
+    ] = None,
     max_queued_runs: Annotated[
         int, typer.Option(metavar="COUNT", help="Calls that may wait for their turn; one beyond is refused.")
     ] = 1024,
@@ -127,6 +139,7 @@ def serve(
         insecure=insecure,
         tls=server_tls(tls_cert, tls_key, tls_ca),
         settings=settings,
+        policy=policy,
         log_level=log_level,
         log_format=log_format,
     )
@@ -232,17 +245,6 @@ def describe(
         print_json(description_object(description))
     else:
         show_description(description)
-
-
-@app.command(epilog="Exit codes: 0 done.")
-def token() -> None:
-    """Make a token: 256 random bits, for BLAZEN_PEER_TOKEN, or BLAZEN_PEER_TOKEN_FILE, on every node.
-
-    [bold]Example[/bold]
-
-      (umask 077; blazen-peer token > token)
-    """
-    print(secrets.token_urlsafe(32))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

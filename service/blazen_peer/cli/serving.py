@@ -34,6 +34,7 @@ def serve_app(
     insecure: bool,
     tls: ServerTls | None,
     settings: ServerSettings,
+    policy: Path | None,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -55,6 +56,7 @@ def serve_app(
             sidecar_proof_file=sidecar_proof_file,
             insecure=insecure,
             settings=settings,
+            policy=policy,
         )
         server.serve_blocking(listen, tls=tls)
     finally:

@@ -47,6 +47,8 @@ class RunInfo(NamedTuple):
         clock: Seconds now, on the same clock; callable from any thread.
         refs: Its session refs; None where there is no run.
         emit: Takes the type and the JSON of an event for the run's stream, in any thread; None: nobody can read one.
+        data_class: The class of its data; None: it has none.
+        classes: The data classes of the mesh, strictest first, where they are known here.
     """
 
     workflow_name: str = ""
@@ -58,6 +60,8 @@ class RunInfo(NamedTuple):
     clock: Callable[[], float] = _no_clock
     refs: RunRefs | None = None
     emit: Callable[[str, bytes], None] | None = None
+    data_class: str | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def time_left_secs(self) -> float | None:
@@ -230,6 +234,11 @@ class Context:
     def invocation_id(self) -> str | None:
         """The caller's id of this call, if it gave one."""
         return self._run.invocation_id
+
+    @property
+    def data_class(self) -> str | None:
+        """The class of the run's data; its remote calls go through ports that stamp it, or a stricter one. None: no class."""
+        return self._run.data_class
 
     @property
     def node_id(self) -> str | None:

@@ -17,15 +17,20 @@ _MAX_INLINE_BYTES = 256 * 1024
 _BARE = (TIMED_OUT, CANCELLED)  # texts that stand without "workflow error: " on the wire
 
 
-async def read_input(request: SubWorkflowRequest, named: bool) -> tuple[object, bytes]:
+async def read_input(request: SubWorkflowRequest, named: bool, data_class: str | None = None) -> tuple[object, bytes]:
     """Return the input, parsed, and the request's fingerprint. A large one's in a thread: 5 MB can hold a loop for a second.
+
+    Args:
+        request: What came.
+        named: Whether the call has an id; without one there is nothing to compare with.
+        data_class: What the call was stamped with, where that counts.
 
     Raises:
         EncodeError: The input is not JSON.
     """
     if len(request.input_json) <= _MAX_INLINE_BYTES:
-        return _parsed(request.input_json), _fingerprint(request) if named else b""
-    return await asyncio.to_thread(lambda: (_parsed(request.input_json), _fingerprint(request) if named else b""))
+        return _parsed(request.input_json), _fingerprint(request, data_class) if named else b""
+    return await asyncio.to_thread(lambda: (_parsed(request.input_json), _fingerprint(request, data_class) if named else b""))
 
 
 def _parsed(input_json: bytes) -> object:
@@ -35,13 +40,13 @@ def _parsed(input_json: bytes) -> object:
         raise EncodeError(f"invalid input JSON: {error}") from None
 
 
-def _fingerprint(request: SubWorkflowRequest) -> bytes:
-    """Return what a repeat has in common with its first: workflow, steps and input, and not the timeout.
+def _fingerprint(request: SubWorkflowRequest, data_class: str | None) -> bytes:
+    """Return what a repeat has in common with its first: workflow, steps, input and data class, and not the timeout.
 
-    Step ids hold no NUL, so that their number in front keeps a name that holds one from being taken for more.
+    Step ids and data classes hold no NUL, so that their number in front keeps a name that holds one from being taken for more.
     """
     steps = request.step_ids
-    head = f"{len(steps)}\0{request.workflow_name}\0{chr(0).join(steps)}\0"
+    head = f"{len(steps)}\0{data_class or ''}\0{request.workflow_name}\0{chr(0).join(steps)}\0"
     return hashlib.sha256(head.encode() + request.input_json).digest()
 
 

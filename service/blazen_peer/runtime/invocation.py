@@ -24,9 +24,10 @@ class Invocation:
         key: What the run table knows it by; None for a call without an invocation id.
         run: The run, once it has begun.
         answer: The response envelope, once the call is over.
+        data_class: The class of its data; None: it has none.
     """
 
-    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_turn", "answer", "key", "run")
+    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_turn", "answer", "data_class", "key", "run")
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Invocation:
         self._loop, self._on_over, self.key = loop, on_over, key
         self.run: Run | None = None
         self.answer: bytes | None = None
+        self.data_class: str | None = None
         self._limits = log_limits
         self._log: EventLog | None = None
         self._turn: asyncio.Event | None = None

@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -25,8 +24,6 @@ from blazen_peer.errors import (
     OtherProcessError,
     OverloadedError,
     TransportError,
-    UnknownStepError,
-    ValidationError,
     WorkflowError,
 )
 from blazen_peer.identity import Caller
@@ -35,6 +32,8 @@ from blazen_peer.runtime.event_log import Gap, LoggedEvent
 from blazen_peer.runtime.invocation import Invocation
 from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.runtime.resolution import Resolution
+from blazen_peer.runtime.rulings import Rulings, RunLabel, label_of
 from blazen_peer.runtime.run import Run
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.runtime.run_table import Answered, Key, MemoryRunTable, Running, RunTable, Tombstone, key_of
@@ -46,7 +45,6 @@ from blazen_peer.wire.stream import HEARTBEAT_SECS, end_of, gap_of, heartbeat_of
 
 __all__ = ["Invocations"]
 
-_MAX_RESOLVED = 256  # workflows kept assembled, by name and step ids
 _RETRY_AFTER_SECS = 1.0
 _FRAME_BYTES = 1024  # what a message of a stream holds beside its event's data, at most
 
@@ -62,6 +60,7 @@ class Invocations:
         settings: The limits.
         refs: Where the runs' session refs are held.
         workflows: The server's own workflows by name; they come before the registry's.
+        rulings: The policy; None: everybody who is admitted may run everything.
         instance_id: This process's own; a repeat that is for another process is refused.
         heartbeat_secs: After how long of nothing a stream says so.
     """
@@ -74,11 +73,12 @@ class Invocations:
         refs: RefServing,
         workflows: Mapping[str, Workflow] = MappingProxyType({}),
         *,
+        rulings: Rulings | None = None,
         instance_id: str = "",
         heartbeat_secs: float = HEARTBEAT_SECS,
     ) -> None:
-        self._node_id, self._registry, self._settings = node_id, registry, settings
-        self._refs, self._workflows = refs, workflows
+        self._node_id, self._settings, self._refs, self._rulings = node_id, settings, refs, rulings
+        self._resolution = Resolution(registry, workflows, rulings)
         self._instance_id, self._heartbeat_secs = instance_id, heartbeat_secs
         self._loop = asyncio.get_running_loop()
         # Read anew each time: a test may take the loop's time over after the server began.
@@ -90,8 +90,6 @@ class Invocations:
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusing = False
-        self._resolved: OrderedDict[tuple[str, tuple[str, ...]], Workflow] = OrderedDict()
-        self._generation = registry.generation
 
     @property
     def in_progress(self) -> int:
@@ -103,6 +101,7 @@ class Invocations:
 
         Raises:
             EncodeError, EnvelopeVersionError, UnknownStepError: The request cannot be run.
+            PermissionDeniedError: The policy does not allow it.
             InvocationConflictError: Its invocation id was used for another request, or its answer is no longer kept.
             OverloadedError: As many runs as may be are in progress, and as many as may be wait.
             TransportError: The server is going away, or is another process than the call is for; nothing ran.
@@ -131,7 +130,7 @@ class Invocations:
             EncodeError: The cursor is beyond the last event.
         """
         key = key_of(caller, invocation_id)
-        match self._table.find(key):
+        match self._found(caller, key):
             case Running(run=invocation):
                 pass
             case Answered(answer=answer, events=log):
@@ -148,7 +147,7 @@ class Invocations:
             InvocationNotFoundError: There is no such call of this caller's.
         """
         key = key_of(caller, invocation_id)
-        known = self._table.find(key)
+        known = self._found(caller, key)
         if known is None:
             raise _not_found(invocation_id)
         if isinstance(known, Running):
@@ -192,21 +191,34 @@ class Invocations:
         if metadata.instance_id is not None and metadata.instance_id != self._instance_id:
             raise OtherProcessError("another process answers here than the one that this call is for", self._instance_id)
         request = SubWorkflowRequest.decode(payload)
-        workflow = self._workflow(request.workflow_name, request.step_ids)
+        workflow = self._resolution.workflow(request, caller, metadata)
         key = None if metadata.invocation_id is None else key_of(caller, metadata.invocation_id)
-        document, fingerprint = await read_input(request, key is not None)
+        stamp = None if self._rulings is None else self._rulings.stamp_of(caller)
+        document, fingerprint = await read_input(request, key is not None, stamp)
+        data_class = self._resolution.data_class(workflow, document, caller, metadata)
         # From here to the call's beginning nothing is awaited: two repeats cannot both find nothing.
         if key is not None and (known := self._table.find(key)) is not None:
             return self._repeated(key, known, fingerprint)
         if self._refusing:
             raise TransportError("this peer is going away", may_have_run=False)
         invocation = Invocation(self._loop, key, self._log_limits, self._over)
+        invocation.data_class = data_class
         timeout_secs = self._timeout_secs(request, metadata)
         begin = self._start if len(self._running) < self._settings.max_runs else self._wait_for_turn
         begin(invocation, workflow, document, caller, metadata, timeout_secs)
         if key is not None:
-            self._table.begin(key, fingerprint, invocation)
+            self._table.begin(key, fingerprint, invocation, self._label(workflow, invocation))
         return invocation
+
+    def _found(self, caller: Caller, key: Key) -> Running[Invocation] | Answered | Tombstone | None:
+        """Return what is known of a call of *caller*'s and may be told through the port that it came by now."""
+        known = self._table.find(key)
+        if known is None or self._rulings is None or self._rulings.admits(caller, known.label, f"invocation {key[2]}"):
+            return known
+        return None
+
+    def _label(self, workflow: Workflow, invocation: Invocation) -> RunLabel | None:
+        return None if self._rulings is None else label_of(workflow.name, invocation.data_class)
 
     def _repeated(self, key: Key, known: Running[Invocation] | Answered | Tombstone, fingerprint: bytes) -> Invocation:
         """Return the call of which this is a repeat.
@@ -241,7 +253,15 @@ class Invocations:
             deadline=deadline,
             on_end=invocation.over,
             emit=invocation.emit,
-            refs=RunRefs(self._refs.table, caller, parent_run_id=metadata.parent_run_id, listed=True),
+            refs=RunRefs(
+                self._refs.table,
+                caller,
+                parent_run_id=metadata.parent_run_id,
+                listed=True,
+                label=self._label(workflow, invocation),
+            ),
+            data_class=invocation.data_class,
+            classes=() if self._rulings is None else self._rulings.classes,
         )
         self._running.add(invocation)
         telemetry.active_runs(1)
@@ -328,22 +348,6 @@ class Invocations:
         exact_secs = math.inf if metadata.timeout_ms is None else metadata.timeout_ms / 1000
         return min(request.timeout_secs, exact_secs, self._settings.max_timeout_secs)
 
-    def _workflow(self, name: str, step_ids: tuple[str, ...]) -> Workflow:
-        if self._generation != self._registry.generation:
-            self._resolved.clear()
-            self._generation = self._registry.generation
-        key = (name, step_ids)
-        workflow = self._resolved.get(key)
-        if workflow is None:
-            if step_ids:
-                workflow = _assembled(name, step_ids, self._registry)
-            elif (workflow := self._workflows.get(name) or self._registry.workflow(name)) is None:
-                raise UnknownStepError(f"unknown workflow `{name}`")
-            self._resolved[key] = workflow
-            if len(self._resolved) > _MAX_RESOLVED:
-                self._resolved.popitem(last=False)
-        return workflow
-
 
 class _Queued(NamedTuple):
     """A call that waits for its turn: how it begins, when it is too late, and in whose context."""
@@ -355,13 +359,6 @@ class _Queued(NamedTuple):
     def begin(self) -> None:
         self.timer.cancel()
         self.context.run(self.start)
-
-
-def _assembled(name: str, step_ids: tuple[str, ...], registry: Registry) -> Workflow:
-    try:
-        return Workflow.from_step_ids(name, step_ids, registry)
-    except ValidationError as error:  # a step named twice
-        raise EncodeError(str(error)) from None
 
 
 def _not_found(invocation_id: str) -> InvocationNotFoundError:

@@ -18,6 +18,7 @@ from blazen_peer.config import ServerSettings
 from blazen_peer.errors import OverloadedError, RefNotFoundError
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.ref_values import Serializer, is_serializable
+from blazen_peer.runtime.rulings import RunLabel
 from blazen_peer.wire import RemoteRefDescriptor
 
 __all__ = ["RefEntry", "RefLifetime", "RefTable", "RemoteRef"]
@@ -75,6 +76,7 @@ class RefEntry:
         size_bytes: What it counts for against the limits.
         ends_at: When its lease is over, on the table's clock; None while its run lives, and for one of this process alone.
         parent_run_id: The owner's run at whose end it goes, where that is elsewhere.
+        label: What the run was that put it, where a policy says who may have it.
     """
 
     ref: RemoteRef
@@ -86,11 +88,16 @@ class RefEntry:
     lease_secs: float
     ends_at: float | None = None
     parent_run_id: str | None = None
+    label: RunLabel | None = None
 
     @property
     def is_serializable(self) -> bool:
         """Whether its bytes can be had: only then is it listed."""
         return is_serializable(self.value, self.serializer)
+
+
+def _everybody(owner: Caller, label: RunLabel | None, what: str | None) -> bool:
+    return True
 
 
 class RefTable:
@@ -103,6 +110,8 @@ class RefTable:
         new_uuid: Makes a random uuid (version 4), which cannot be guessed.
         node_id: The origin that refs say.
         leases: Whether a ref that outlives its run has a lease; not where no caller is elsewhere.
+        admits: Says whether an owner, by the stamp of this call, may have what a run with that label put; names it in the log
+            where it may not, if it is given a name. None: every owner may.
 
     Attributes:
         next_end: No lease is over before this, on the clock; infinity where there is none.
@@ -117,8 +126,10 @@ class RefTable:
         new_uuid: Callable[[], UUID],
         node_id: str = "",
         leases: bool = True,
+        admits: Callable[[Caller, RunLabel | None, str | None], bool] | None = None,
     ) -> None:
         self.settings, self.node_id, self.leases = settings, node_id, leases
+        self._admits = admits or _everybody
         self.clock, self._epoch_ms, self._new_uuid = clock, epoch_ms, new_uuid
         self._entries: dict[UUID, RefEntry] = {}
         self._size_bytes = 0
@@ -137,14 +148,14 @@ class RefTable:
         """Return the entry, its lease renewed.
 
         Raises:
-            RefNotFoundError: There is none for *owner*: never was, over, released, or somebody else's.
+            RefNotFoundError: There is none for *owner*: never was, over, released, somebody else's, or not for this stamp.
         """
         with self.lock:
             entry = self._entries.get(uuid)
             if entry is not None and entry.ends_at is not None and entry.ends_at <= self.clock():
                 self.remove(entry)
                 entry = None
-            if entry is None or entry.owner != owner:
+            if entry is None or entry.owner != owner or not self._admits(owner, entry.label, f"session ref {uuid}"):
                 raise RefNotFoundError(f"session ref {uuid} not found")
             self.renew(entry)
             return entry
@@ -168,12 +179,14 @@ class RefTable:
         """Return what *owner* may use, oldest first."""
         with self.lock:
             self.expire()
-            return tuple(entry for entry in self._entries.values() if entry.owner == owner)
+            return tuple(entry for entry in self._entries.values() if self._is_for(entry, owner))
 
     def parent_ended(self, owner: Caller, parent_run_id: str) -> int:
         """Forget what was to last until *owner*'s run *parent_run_id* ended; return how many those were."""
         with self.lock:
-            ended = [entry for entry in self._entries.values() if entry.parent_run_id == parent_run_id and entry.owner == owner]
+            ended = [
+                entry for entry in self._entries.values() if entry.parent_run_id == parent_run_id and self._is_for(entry, owner)
+            ]
             for entry in ended:
                 self.remove(entry)
             return len(ended)
@@ -191,6 +204,9 @@ class RefTable:
                     self.remove(entry)
                 else:
                     self.next_end = min(self.next_end, entry.ends_at or math.inf)
+
+    def _is_for(self, entry: RefEntry, owner: Caller) -> bool:
+        return entry.owner == owner and self._admits(owner, entry.label, None)
 
     def clear(self) -> None:
         """Forget everything."""

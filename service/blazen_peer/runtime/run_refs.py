@@ -11,6 +11,7 @@ from blazen_peer.errors import OverloadedError, ValidationError
 from blazen_peer.identity import ANONYMOUS, Caller
 from blazen_peer.runtime.ref_values import Serializer, measured
 from blazen_peer.runtime.refs import RefEntry, RefLifetime, RefTable, RemoteRef
+from blazen_peer.runtime.rulings import RunLabel, label_of
 
 __all__ = ["MAX_TYPE_TAG_BYTES", "RunRefs"]
 
@@ -26,9 +27,21 @@ class RunRefs:
         parent: The refs of the run in whose step this one was started.
         parent_run_id: What a remote caller calls the run in whose step it made this call.
         listed: Whether a response tells a remote caller of them.
+        label: What the run is to a policy, where there is one.
     """
 
-    __slots__ = ("_at_end", "_listed", "_outlived", "_over", "_owner", "_parent", "_parent_run_id", "_table", "_uuids")
+    __slots__ = (
+        "_at_end",
+        "_label",
+        "_listed",
+        "_outlived",
+        "_over",
+        "_owner",
+        "_parent",
+        "_parent_run_id",
+        "_table",
+        "_uuids",
+    )
 
     def __init__(
         self,
@@ -38,17 +51,21 @@ class RunRefs:
         parent: RunRefs | None = None,
         parent_run_id: str | None = None,
         listed: bool = False,
+        label: RunLabel | None = None,
     ) -> None:
-        self._table, self._owner = table, owner
+        self._table, self._owner, self._label = table, owner, label
         self._parent, self._parent_run_id, self._listed = parent, parent_run_id, listed
         self._over = False
         self._uuids: list[UUID] | None = None  # made by the first put: most runs have none
         self._outlived: list[UUID] | None = None  # of children, to go when this run ends
         self._at_end: dict[Hashable, Callable[[], None]] | None = None
 
-    def child(self) -> RunRefs:
-        """Return the refs of a run that a step of this one starts: the same table, the same owner."""
-        return RunRefs(self._table, self._owner, parent=self)
+    def child(self, data_class: str | None = None) -> RunRefs:
+        """Return the refs of a run that a step of this one starts: the same table, the same owner, its own data class."""
+        label = self._label
+        if label is not None and data_class is not None:
+            label = label_of(label.workflow, data_class)
+        return RunRefs(self._table, self._owner, parent=self, label=label)
 
     def at_end(self, key: Hashable, action: Callable[[], None]) -> None:
         """Have *action* called once at the run's end, in its thread; now, if it is over. One action for each *key*."""
@@ -83,7 +100,9 @@ class RunRefs:
                 raise OverloadedError(f"this run's session refs would be over {limits.max_run_ref_bytes} bytes together")
             lease = limits.ref_lease_secs if lease_secs is None else float(lease_secs)
             entry = self._table.add(
-                lambda ref: RefEntry(ref, value, serializer, self._owner, lifetime, size_bytes, lease), type_tag, size_bytes
+                lambda ref: RefEntry(ref, value, serializer, self._owner, lifetime, size_bytes, lease, label=self._label),
+                type_tag,
+                size_bytes,
             )
             self._uuids = [*(held.ref.uuid for held in mine), entry.ref.uuid]
             return entry.ref

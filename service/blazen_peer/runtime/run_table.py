@@ -15,6 +15,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.event_log import EventLog
+from blazen_peer.runtime.rulings import RunLabel
 
 __all__ = ["Answered", "Key", "MemoryRunTable", "RunTable", "Running", "Tombstone", "key_of"]
 
@@ -42,10 +43,12 @@ class Running(NamedTuple, Generic[R]):
     Attributes:
         fingerprint: Of the request, to know a repeat from another request under the same id.
         run: What the server works on it with.
+        label: What it is of, where a policy says who may have it.
     """
 
     fingerprint: bytes
     run: R
+    label: RunLabel | None = None
 
 
 class Answered(NamedTuple):
@@ -55,15 +58,23 @@ class Answered(NamedTuple):
         fingerprint: As above.
         answer: The bytes of the response envelope, a success's or a failure's.
         events: What the run emitted; None where that was nothing.
+        label: As above.
     """
 
     fingerprint: bytes
     answer: bytes
     events: EventLog | None
+    label: RunLabel | None = None
 
 
 class Tombstone(NamedTuple):
-    """The call is over, and its answer is no longer kept."""
+    """The call is over, and its answer is no longer kept.
+
+    Attributes:
+        label: As above.
+    """
+
+    label: RunLabel | None = None
 
 
 class RunTable(Protocol[R]):
@@ -72,7 +83,7 @@ class RunTable(Protocol[R]):
     def find(self, key: Key) -> Running[R] | Answered | Tombstone | None:
         """Return what is known of the call *key*; None: nothing, it may run."""
 
-    def begin(self, key: Key, fingerprint: bytes, run: R) -> None:
+    def begin(self, key: Key, fingerprint: bytes, run: R, label: RunLabel | None = None) -> None:
         """Note that *run* is what answers the call *key*, of which nothing was known."""
 
     def finish(self, key: Key, answer: bytes, events: EventLog | None = None) -> None:
@@ -104,8 +115,9 @@ class MemoryRunTable(Generic[R]):
         self._clock = clock
         self._answer_secs, self._max_answers, self._max_answer_bytes = answer_secs, max_answers, max_answer_bytes
         self._tombstone_secs, self._max_tombstones = tombstone_secs, max_tombstones
-        self._running: dict[Key, tuple[bytes, R]] = {}
-        self._ended: dict[Key, tuple[bytes, bytes, EventLog | None] | None] = {}  # None: a tombstone
+        self._running: dict[Key, tuple[bytes, R, RunLabel | None]] = {}
+        # What else than a tuple is the label of a tombstone.
+        self._ended: dict[Key, tuple[bytes, bytes, EventLog | None, RunLabel | None] | RunLabel | None] = {}
         self._answers: deque[tuple[Key, float, int]] = deque()  # when each ended and its bytes, in the order of their ends
         self._answer_bytes = 0
         self._tombstones: deque[tuple[Key, float]] = deque()  # likewise
@@ -117,18 +129,19 @@ class MemoryRunTable(Generic[R]):
         if key not in self._ended:
             return None
         self._age()
-        ended = self._ended.get(key, self)
-        if isinstance(ended, tuple):
-            return Answered(*ended)
-        return _TOMBSTONE if ended is None else None
+        if key not in self._ended:
+            return None
+        ended = self._ended[key]
+        return Answered(*ended) if isinstance(ended, tuple) else Tombstone(ended)
 
-    def begin(self, key: Key, fingerprint: bytes, run: R) -> None:
+    def begin(self, key: Key, fingerprint: bytes, run: R, label: RunLabel | None = None) -> None:
         """Note that *run* is what answers the call *key*, of which nothing was known."""
-        self._running[key] = fingerprint, run
+        self._running[key] = fingerprint, run, label
 
     def finish(self, key: Key, answer: bytes, events: EventLog | None = None) -> None:
         """Note the answer of a call that runs."""
-        self._ended[key] = self._running.pop(key)[0], answer, events
+        fingerprint, _, label = self._running.pop(key)
+        self._ended[key] = fingerprint, answer, events, label
         size_bytes = len(answer) if events is None else len(answer) + events.size_bytes
         self._answers.append((key, self._clock(), size_bytes))
         self._answer_bytes += size_bytes
@@ -144,11 +157,9 @@ class MemoryRunTable(Generic[R]):
         ):
             key, at, size_bytes = answers.popleft()
             self._answer_bytes -= size_bytes
-            self._ended[key] = None
+            ended = self._ended[key]
+            self._ended[key] = ended[3] if isinstance(ended, tuple) else ended
             tombstones.append((key, at))
         forgotten = now - self._tombstone_secs
         while tombstones and (tombstones[0][1] <= forgotten or len(tombstones) > self._max_tombstones):
             del self._ended[tombstones.popleft()[0]]
-
-
-_TOMBSTONE = Tombstone()

@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeAlias
 
 from blazen_peer import telemetry
 from blazen_peer.engine import Retry, RoutingTable, StepDefinition, WorkflowWarning, check_graph
-from blazen_peer.errors import ValidationError
+from blazen_peer.errors import EncodeError, PermissionDeniedError, ValidationError
 from blazen_peer.events import START, Event, StartEvent
+from blazen_peer.flows import check_class_name
 from blazen_peer.identity import ANONYMOUS, Caller
 from blazen_peer.runtime.context import RunInfo, current_run
 from blazen_peer.runtime.definition import EventName, define_step
@@ -24,7 +25,7 @@ from blazen_peer.runtime.run import Run
 from blazen_peer.runtime.run_refs import RunRefs
 from blazen_peer.runtime.threads import StepThreads, default_threads
 
-__all__ = ["DEFAULT_TIMEOUT_SECS", "StepHandler", "StepLike", "Workflow", "WorkflowBuilder", "definition_of"]
+__all__ = ["DEFAULT_TIMEOUT_SECS", "DataClassOf", "StepHandler", "StepLike", "Workflow", "WorkflowBuilder", "definition_of"]
 
 DEFAULT_TIMEOUT_SECS = 300.0  # the same as a server's
 
@@ -39,6 +40,9 @@ class StepHandler(Protocol):
 
 StepLike: TypeAlias = "str | StepDefinition | Callable[..., Any]"
 
+DataClassOf: TypeAlias = "str | Callable[[Any], str]"
+"""The laxest data class that a workflow may be called with: a name, or what gives the name for an input, any JSON value."""
+
 
 class Workflow:
     """Steps under a name, ready to run any number of times, at once too. Never changes.
@@ -47,6 +51,9 @@ class Workflow:
         name: For people, traces and, when registered, for callers of a peer.
         steps: Ids of registered steps, functions decorated with ``@step``, or definitions.
         registry: Where ids and functions are looked up; by default the process-wide one.
+        data_class: The laxest class of data that it may be called with: a name, or a function that gives one for the input,
+            quickly and without waiting. A peer with a policy refuses calls with a laxer one, and a workflow that says nothing
+            is called with the strictest class alone. Run here, its data is of this class.
 
     Raises:
         ValidationError: No steps, a step twice, or none that accepts ``blazen::StartEvent``; or the classes that its steps
@@ -56,16 +63,30 @@ class Workflow:
         UnknownStepError: An id that is not registered.
     """
 
-    __slots__ = ("_table", "_threads", "name")
+    __slots__ = ("_table", "_threads", "data_class", "name")
 
-    def __init__(self, name: str, steps: Iterable[StepLike], *, registry: Registry = DEFAULT_REGISTRY) -> None:
-        self._assemble(name, [definition_of(item, registry) for item in steps])
+    def __init__(
+        self,
+        name: str,
+        steps: Iterable[StepLike],
+        *,
+        registry: Registry = DEFAULT_REGISTRY,
+        data_class: DataClassOf | None = None,
+    ) -> None:
+        self._assemble(name, [definition_of(item, registry) for item in steps], data_class)
         if not self._table.can_start:
             raise ValidationError(f"workflow {name!r} has no step that accepts {START}")
         self._check()
 
     @classmethod
-    def from_step_ids(cls, name: str, step_ids: Iterable[str], registry: Registry = DEFAULT_REGISTRY) -> Workflow:
+    def from_step_ids(
+        cls,
+        name: str,
+        step_ids: Iterable[str],
+        registry: Registry = DEFAULT_REGISTRY,
+        *,
+        data_class: DataClassOf | None = None,
+    ) -> Workflow:
         """Return the workflow of these registered steps, as a peer assembles it for a caller.
 
         Steps that cannot start make a workflow that fails when it runs: what a caller named is the caller's own affair.
@@ -75,13 +96,53 @@ class Workflow:
             ValidationError: No ids, or one twice.
         """
         workflow = cls.__new__(cls)
-        workflow._assemble(name, registry.resolve(step_ids))
+        workflow._assemble(name, registry.resolve(step_ids), data_class)
         return workflow
 
-    def _assemble(self, name: str, steps: Iterable[StepDefinition]) -> None:
+    def part(self, step_ids: Iterable[str]) -> Workflow | None:
+        """Return the workflow of these steps of this one, with its name and data class; None where an id is not of its steps.
+
+        Raises:
+            EncodeError: An id is there twice.
+        """
+        own = {step.id: step for step in self.steps}
+        ids = tuple(step_ids)
+        if not own.keys() >= set(ids):
+            return None
+        part = type(self).__new__(type(self))
+        try:
+            part._assemble(self.name, [own[step_id] for step_id in ids], self.data_class)
+        except ValidationError as error:
+            raise EncodeError(str(error)) from None
+        return part
+
+    def class_of(self, input: Any) -> str | None:
+        """Return the laxest data class that it may be called with for *input*; None where it declares none.
+
+        Raises:
+            ValidationError: The function that gives it raised, or gave no name of a data class.
+        """
+        if not callable(self.data_class):
+            return self.data_class
+        try:
+            found = self.data_class(input)
+        except Exception as error:  # its text may hold the input
+            raise ValidationError(f"workflow {self.name!r}: its data_class= raised {type(error).__name__}") from error
+        if not isinstance(found, str):
+            raise ValidationError(f"workflow {self.name!r}: its data_class= gave {type(found).__name__}, not a name")
+        try:
+            return check_class_name(found)
+        except ValidationError:  # likewise
+            raise ValidationError(f"workflow {self.name!r}: its data_class= gave what names no data class") from None
+
+    def _assemble(self, name: str, steps: Iterable[StepDefinition], data_class: DataClassOf | None = None) -> None:
         if not isinstance(name, str):
             raise ValidationError(f"a workflow's name is text, not {type(name).__name__}")
-        self.name = name
+        if isinstance(data_class, str):
+            check_class_name(data_class)
+        elif data_class is not None and not callable(data_class):
+            raise ValidationError(f"workflow {name!r}: data_class= is a name or a function, not {type(data_class).__name__}")
+        self.name, self.data_class = name, data_class
         self._table = RoutingTable(steps)
         self._threads: StepThreads = default_threads()
 
@@ -100,7 +161,8 @@ class Workflow:
     async def run(self, input: Any = None, *, timeout_secs: float | None = None) -> WorkflowResult:
         """Run once and return the result. Cancelling the task that awaits this cancels the run.
 
-        Inside a step it is a child of that step's run: it has the same caller, and at most the time that its parent has left.
+        Inside a step it is a child of that step's run: it has the same caller, at most the time that its parent has left, and
+        the stricter data class of the two.
 
         Args:
             input: Any JSON value, which becomes the ``data`` of a ``StartEvent``; or a start event.
@@ -110,6 +172,7 @@ class Workflow:
         Raises:
             WorkflowError: The run failed, timed out or was cancelled.
             ValidationError: A timeout below 0.
+            PermissionDeniedError: Its data class and its parent's cannot be compared here. Nothing ran.
         """
         parent = current_run()
         if parent is not None:
@@ -141,6 +204,19 @@ class Workflow:
             node_id=parent.node_id,
             timeout_secs=timeout_secs,
             deadline=deadline,
+            data_class=self._class_of_child(input, parent),
+            classes=parent.classes,
+        )
+
+    def _class_of_child(self, input: Any, parent: RunInfo) -> str | None:
+        own, inherited = self.class_of(input.data if isinstance(input, Event) else input), parent.data_class
+        if own is None or inherited is None or own == inherited:
+            return own or inherited
+        if own in parent.classes and inherited in parent.classes:
+            return min(own, inherited, key=parent.classes.index)
+        raise PermissionDeniedError(
+            f"a run of workflow {parent.workflow_name!r} with {inherited} data runs workflow {self.name!r}, which declares "
+            f"{own}, and which of the two is stricter is known only in a server with a policy"
         )
 
     def start(
@@ -157,6 +233,8 @@ class Workflow:
         on_end: Callable[[Run], None] | None = None,
         refs: RunRefs | None = None,
         emit: Callable[[str, bytes], None] | None = None,
+        data_class: str | None = None,
+        classes: tuple[str, ...] = (),
     ) -> Run:
         """Start a run and return it at once. It belongs to whoever called this, and ends by itself, by its deadline, or by
         :meth:`Run.cancel`.
@@ -175,6 +253,8 @@ class Workflow:
             refs: Where its session refs are held; None: with those of the run in whose step this is called, or of this process.
             emit: Called, in any thread, with the type and the JSON of each event that a step emits to the run's stream; None:
                 they go nowhere.
+            data_class: The class of the run's data; None: what the workflow declares.
+            classes: The data classes of the mesh, strictest first, where they are known.
 
         Raises:
             ValidationError: A timeout below 0.
@@ -187,6 +267,11 @@ class Workflow:
                 deadline = clock() + timeout_secs
         elif deadline is not None:
             timeout_secs = round(max(0.0, deadline - clock()), 3)
+        event = input if isinstance(input, Event) else StartEvent(data=input)
+        if event.event_type != START:
+            raise ValidationError(f"a run starts with {START}, not with {event.event_type}")
+        if data_class is None and self.data_class is not None:
+            data_class = self.class_of(event.data)
         info = RunInfo(
             workflow_name=self.name,
             run_id=run_id if run_id is not None else secrets.token_hex(16),
@@ -195,12 +280,11 @@ class Workflow:
             node_id=node_id,
             deadline=deadline,
             clock=clock,
-            refs=refs if refs is not None else _local_refs(),
+            refs=refs if refs is not None else _local_refs(data_class),
             emit=emit,
+            data_class=data_class,
+            classes=classes,
         )
-        event = input if isinstance(input, Event) else StartEvent(data=input)
-        if event.event_type != START:
-            raise ValidationError(f"a run starts with {START}, not with {event.event_type}")
         return Run(
             self._table,
             event,
@@ -216,10 +300,10 @@ class Workflow:
 
 
 class WorkflowBuilder:
-    """Builds a workflow from handlers that need no registration."""
+    """Builds a workflow from handlers that need no registration; its arguments are those of :class:`Workflow`."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, *, data_class: DataClassOf | None = None) -> None:
+        self._name, self._data_class = name, data_class
         self._steps: list[StepDefinition] = []
 
     def step(
@@ -275,12 +359,12 @@ class WorkflowBuilder:
         Raises:
             ValidationError: As for :class:`Workflow`.
         """
-        return Workflow(self._name, self._steps)
+        return Workflow(self._name, self._steps, data_class=self._data_class)
 
 
-def _local_refs() -> RunRefs:
+def _local_refs(data_class: str | None) -> RunRefs:
     parent = current_run()
-    return parent.refs.child() if parent is not None and parent.refs is not None else RunRefs(LOCAL_REFS)
+    return parent.refs.child(data_class) if parent is not None and parent.refs is not None else RunRefs(LOCAL_REFS)
 
 
 def definition_of(item: StepLike, registry: Registry) -> StepDefinition:

@@ -65,6 +65,7 @@ class GateInterceptor(grpc.GenericRpcHandler):
         proofs: Gives the sidecar's proofs of this moment; empty where there is no sidecar.
         clock: Gives seconds since the epoch.
         direct_tls: Whether callers prove themselves by a certificate shown to this process.
+        forbids: Says why a caller that was admitted may not call a method all the same; None where it may.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class GateInterceptor(grpc.GenericRpcHandler):
         proofs: Callable[[], tuple[str, ...]],
         clock: Callable[[], float],
         direct_tls: bool = False,
+        forbids: Callable[[Caller, str], str | None] | None = None,
     ) -> None:
-        self._direct_tls = direct_tls
+        self._direct_tls, self._forbids = direct_tls, forbids
         self._asking_first = lru_cache(maxsize=256)(self._asking)
         self._behind, self._gate = tuple(behind), gate
         self._keys, self._proofs, self._clock = keys, proofs, clock
@@ -106,12 +108,25 @@ class GateInterceptor(grpc.GenericRpcHandler):
             caller = self._gate.admit(
                 metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock(), certificate_uris=certificate_uris
             )
+            if self._forbids is not None and (why := self._forbids(caller, method)) is not None:
+                raise Refused("PERMISSION_DENIED", why)
         except Refused as refused:
             telemetry.refused(method.rpartition("/")[2], refused.status)
             logger.warning("refused %s with %s: %s%s", method, refused.status, refused.reason, _said_of(metadata))
             return refused.status
         ADMITTED.set(Admitted(caller, metadata))
         return None
+
+    def readmit(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Admitted:
+        """Ask the gate about a caller of *method* as of now, as for a new call.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: It is not admitted; why is in the log.
+        """
+        status = self._admit(method, metadata, None)
+        if status is not None:
+            raise _ANSWERS[status]
+        return ADMITTED.get()
 
     def _found(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return next((found for item in self._behind if (found := item.service(details)) is not None), None)

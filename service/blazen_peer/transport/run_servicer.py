@@ -37,6 +37,13 @@ OUTCOMES = {
 logger = logging.getLogger(__name__)
 
 
+def cancel_response(report: CancelReport) -> control_pb2.CancelResponse:
+    """Return *report* as it goes out."""
+    return control_pb2.CancelResponse(
+        outcome=OUTCOMES[report.outcome], step_ids=report.step_ids, stopping_ms=round(report.stopping_secs * 1000)
+    )
+
+
 class RunService(Protocol):
     """The runs of a server without gRPC; each raises ``BlazenError``."""
 
@@ -71,9 +78,7 @@ def run_handlers(runs: RunService, node_id: str) -> tuple[grpc.GenericRpcHandler
             span.set_attribute(telemetry.INVOCATION_ID, request.invocation_id)
             report = await runs.cancel(caller, request.invocation_id, request.grace_ms / 1000)
             logger.info("%s cancelled invocation %s: %s", caller, request.invocation_id, report.outcome)
-            return control_pb2.CancelResponse(
-                outcome=OUTCOMES[report.outcome], step_ids=report.step_ids, stopping_ms=round(report.stopping_secs * 1000)
-            )
+            return cancel_response(report)
         raise AssertionError  # an abort has ended the call
 
     return (

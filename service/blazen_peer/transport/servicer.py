@@ -95,13 +95,13 @@ def control_handlers(describe: Description) -> grpc.GenericRpcHandler:
 class TraitsHealthServicer(health.aio.HealthServicer):
     """gRPC health whose every answer also carries the peer's traits, as trailing metadata."""
 
-    def __init__(self, traits: PeerTraits) -> None:
+    def __init__(self, traits: Callable[[], PeerTraits]) -> None:
         super().__init__()
-        self._traits = traits.encode()
+        self._traits = traits
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802 (the service's name)
         """Answer one check."""
-        context.set_trailing_metadata(self._traits)
+        context.set_trailing_metadata(self._traits().encode())
         return await super().Check(request, context)
 
 

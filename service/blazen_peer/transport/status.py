@@ -56,6 +56,7 @@ _ROWS: Final[tuple[tuple[type[BlazenError], grpc.StatusCode, str], ...]] = (
 )
 
 # gRPC core: the channel never got a connection. Envoy: no host, or its own connection to the host was never made.
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _NEVER_SENT = re.compile(
     r"failed to connect to all addresses|DNS resolution failed|errors resolving |no healthy upstream|cluster not found"
     r"|reset reason: (remote |local )?connection (failure|timeout)|reset reason: overflow",
@@ -115,6 +116,18 @@ def raised_by(error: grpc.aio.AioRpcError, *, greeting_over_tls: bool = False) -
     if status is not None and info is not None:
         return _typed(text, info, status) or _by_code(error.code(), text)
     return _by_code(error.code(), text)
+
+
+def raised_by_refusal(code: int, text: str, details: bytes) -> BlazenError:
+    """Return the error for a refusal that a frame of a lane carries: *code* as google.rpc.Code has it, *details* a Status."""
+    known = _CODES.get(code, grpc.StatusCode.UNKNOWN)
+    try:
+        status = Status.FromString(details) if details else None
+    except DecodeError:
+        status = None
+    info = _unpacked_info(status) if status is not None else None
+    typed = _typed(text, info, status) if status is not None and info is not None else None
+    return typed or _by_code(known, text)
 
 
 def _cut(text: str) -> str:

@@ -30,6 +30,7 @@ DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
 MAX_TIMEOUT_MS = "blazen-max-timeout-ms"
 MAX_MESSAGE_BYTES = "blazen-max-message-bytes"
 INSTANCE_ID = "blazen-instance-id"
+POLICY = "blazen-policy"
 
 MAX_TIMEOUT_SECS = 10 * 365 * 86_400  # beyond this a timeout is clamped: grpcio fails at once on absurd deadlines
 _ID = re.compile(r"[!-~]{1,128}", re.ASCII)
@@ -139,12 +140,14 @@ class PeerTraits:
         max_timeout_ms: What it may take at most, whatever the call gives.
         instance_id: Made anew at each start of the process.
         max_message_bytes: The largest message that it takes.
+        policy: The digest of the policy that it enforces, and ``stale`` behind it where its file no longer reads.
     """
 
     default_timeout_ms: int | None = None
     max_timeout_ms: int | None = None
     instance_id: str | None = None
     max_message_bytes: int | None = None
+    policy: str | None = None
 
     def encode(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata pairs of what is known."""
@@ -153,6 +156,7 @@ class PeerTraits:
             (MAX_TIMEOUT_MS, self.max_timeout_ms),
             (INSTANCE_ID, self.instance_id),
             (MAX_MESSAGE_BYTES, self.max_message_bytes),
+            (POLICY, self.policy),
         )
         return tuple((name, str(value)) for name, value in pairs if value is not None)
 
@@ -168,4 +172,7 @@ class PeerTraits:
         instance_id = told.get(INSTANCE_ID)
         if instance_id is not None and not _ID.fullmatch(instance_id):
             instance_id = None
-        return cls(number(DEFAULT_TIMEOUT_MS), number(MAX_TIMEOUT_MS), instance_id, number(MAX_MESSAGE_BYTES))
+        policy = told.get(POLICY)
+        if policy is not None and not _LINE.fullmatch(policy):
+            policy = None
+        return cls(number(DEFAULT_TIMEOUT_MS), number(MAX_TIMEOUT_MS), instance_id, number(MAX_MESSAGE_BYTES), policy)

@@ -1,12 +1,10 @@
-"""``blazen-peer describe`` and ``blazen-peer token``."""
+"""``blazen-peer describe``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from typing import Any
-
-from blazen_peer.auth import TokenKeys
 
 Command = Callable[..., Any]
 StartPeer = Callable[..., Any]
@@ -46,11 +44,3 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
     greeting = steps["demo::greet"]["accepts"][0]["json_schema"]
     assert (greeting["required"], greeting["properties"]["who"]["type"]) == (["who"], "string")
     assert steps["demo::greet"]["emits"][0]["event_type"] == "demo::Greeted"
-
-
-def test_token(command: Command) -> None:
-    """Each token is another, and good for a peer."""
-    first, second = command("token"), command("token")
-    assert (first.code, first.err) == (0, "")
-    assert first.out != second.out
-    assert TokenKeys.from_tokens(first.out.strip(), second.out.strip())

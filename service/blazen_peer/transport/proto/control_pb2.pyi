@@ -13,7 +13,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("node_id", "version", "envelope_version", "instance_id", "steps", "workflows", "limits")
+    __slots__ = ("node_id", "version", "envelope_version", "instance_id", "steps", "workflows", "limits", "policy")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class DescribeResponse(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     version: str
     envelope_version: int
@@ -28,7 +29,8 @@ class DescribeResponse(_message.Message):
     steps: _containers.RepeatedCompositeFieldContainer[Step]
     workflows: _containers.RepeatedCompositeFieldContainer[Workflow]
     limits: Limits
-    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., envelope_version: _Optional[int] = ..., instance_id: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[Workflow, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    policy: LoadedPolicy
+    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., envelope_version: _Optional[int] = ..., instance_id: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[Workflow, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy: _Optional[_Union[LoadedPolicy, _Mapping]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("id", "accepts", "emits")
@@ -49,12 +51,28 @@ class EventShape(_message.Message):
     def __init__(self, event_type: _Optional[str] = ..., json_schema: _Optional[str] = ...) -> None: ...
 
 class Workflow(_message.Message):
-    __slots__ = ("name", "step_ids")
+    __slots__ = ("name", "step_ids", "data_class", "data_class_by_input")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STEP_IDS_FIELD_NUMBER: _ClassVar[int]
+    DATA_CLASS_FIELD_NUMBER: _ClassVar[int]
+    DATA_CLASS_BY_INPUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     step_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., step_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    data_class: str
+    data_class_by_input: bool
+    def __init__(self, name: _Optional[str] = ..., step_ids: _Optional[_Iterable[str]] = ..., data_class: _Optional[str] = ..., data_class_by_input: _Optional[bool] = ...) -> None: ...
+
+class LoadedPolicy(_message.Message):
+    __slots__ = ("digest", "loaded_at_epoch_ms", "data_classes", "problem")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LOADED_AT_EPOCH_MS_FIELD_NUMBER: _ClassVar[int]
+    DATA_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    loaded_at_epoch_ms: int
+    data_classes: _containers.RepeatedScalarFieldContainer[str]
+    problem: str
+    def __init__(self, digest: _Optional[str] = ..., loaded_at_epoch_ms: _Optional[int] = ..., data_classes: _Optional[_Iterable[str]] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_message_bytes", "max_runs", "default_timeout_ms", "max_timeout_ms", "max_queued_runs", "max_run_refs", "max_run_ref_bytes", "max_refs", "max_ref_bytes", "ref_lease_ms")
