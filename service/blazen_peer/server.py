@@ -36,6 +36,7 @@ from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
 from blazen_peer.transport.proto.control_pb2 import DescribeResponse
+from blazen_peer.transport.lane_servicer import LANE_METHOD, LaneServicer, lane_handlers
 from blazen_peer.transport.ref_servicer import ref_handlers
 from blazen_peer.transport.reflection import reflection_handlers
 from blazen_peer.transport.run_servicer import run_handlers
@@ -237,8 +238,10 @@ class PeerServer:
                 ("grpc.max_send_message_length", limit),
             ),
         )
+        self._lanes = LaneServicer(self._invocations, self._instance_id, lambda metadata: gate.readmit(LANE_METHOD, metadata))
         gate = GateInterceptor(
             (
+                lane_handlers(self._lanes),
                 peer_handlers(self._invocations.invoke, self._node_id),
                 control_handlers(self._described),
                 *run_handlers(self._invocations, self._node_id),

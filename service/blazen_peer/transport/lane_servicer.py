@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -36,12 +35,15 @@ from blazen_peer.transport.lane_limits import (
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import control_pb2, lane_pb2
 from blazen_peer.transport.run_servicer import cancel_response
+from blazen_peer.transport.servicer import CONTROL_SERVICE
 from blazen_peer.transport.status import DETAILS_KEY, refusal_of
 from blazen_peer.wire import SubWorkflowEvent
 from blazen_peer.wire.cancellation import CancelReport
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["LaneService", "LaneServicer"]
+__all__ = ["LANE_METHOD", "LaneService", "LaneServicer", "lane_handlers"]
+
+LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -111,6 +113,11 @@ class LaneServicer:
         )
 
 
+def lane_handlers(lanes: LaneServicer) -> grpc.GenericRpcHandler:
+    """Return the handler of ``PeerControl.Lane``."""
+    return grpc.method_handlers_generic_handler(CONTROL_SERVICE, {"Lane": grpc.stream_stream_rpc_method_handler(lanes.serve)})
+
+
 class _LaneError(Exception):
     """The caller broke the lane's rules, or is gone: the lane ends with this status."""
 
@@ -150,9 +157,9 @@ class _Lane:
     async def follow(self, welcome: lane_pb2.Welcome, leaving: str | None) -> None:
         """Welcome the caller, and answer what it sends until it sends no more."""
         self._writer.message.welcome.CopyFrom(welcome)
+        self._writer.note(64)
         if leaving is not None:
             self.send_away(leaving)
-        self._writer.begin()
         writing = self._loop.create_task(self._writer.run())
         reading = self._loop.create_task(self._take_all())
         try:
@@ -174,7 +181,7 @@ class _Lane:
     def send_away(self, reason: str) -> None:
         """Ask the caller to go on elsewhere."""
         self._writer.message.going_away.reason = reason
-        self._writer.note(0)
+        self._writer.note(len(reason))
 
     def close(self) -> None:
         """Sever what waits for runs; the runs go on."""

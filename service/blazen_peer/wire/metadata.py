@@ -88,6 +88,17 @@ class CallMetadata(NamedTuple):
         pairs.extend(self.trace.items())
         return pairs
 
+    def checked(self) -> CallMetadata:
+        """Return it, where each field holds what metadata may.
+
+        Raises:
+            EncodeError: One does not.
+        """
+        for name, value in ((INVOCATION_ID, self.invocation_id), (PARENT_RUN_ID, self.parent_run_id), (DATA_CLASS, self.data_class)):
+            if value is not None and not _ID.fullmatch(value):
+                raise EncodeError(f"metadata {name} is not 1 to 128 visible ASCII characters")
+        return self
+
     @classmethod
     def decode(cls, metadata: Iterable[tuple[str, str | bytes]]) -> CallMetadata:
         """Read the pairs of one call; those that are not ours are passed over.
