@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeAlias
 
@@ -22,6 +22,7 @@ __all__ = ["AnswerTooLargeError", "Lane", "LaneBrokenError"]
 
 LaneCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
+_LATE: Final = "no answer within the deadline: Deadline Exceeded"
 EVENT_CREDIT: Final = 256  # events of a stream that may be on their way
 
 
@@ -46,7 +47,7 @@ class Lane:
         self._call, self._authorization = call, authorization
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._streams: dict[int, asyncio.Queue[lane_pb2.Event | BlazenError]] = {}
+        self._streams: dict[int, LaneStream] = {}
         self._ids = 0
         self._sent_authorization: str | None = None
         self._writer: LaneWriter[lane_pb2.LaneRequest] = LaneWriter(call.write, lane_pb2.LaneRequest, self._loop)
@@ -86,7 +87,7 @@ class Lane:
         except grpc.aio.AioRpcError as error:
             raise raised_by(error) from error
         except asyncio.InvalidStateError:
-            raise raised_by(await _error_of(call)) from None
+            raise TransportError("the lane was closed before it was opened", may_have_run=False) from None
         welcome = _parsed(raw).welcome
         lane.instance_id, lane.max_frame_bytes = welcome.instance_id, welcome.max_frame_bytes
         lane.max_open_frames = welcome.max_open_frames
@@ -114,40 +115,72 @@ class Lane:
             LaneBrokenError: The lane ended first.
             PeerError: The peer refused it, as for a call on its own.
         """
-        self._ids = number = self._ids + 1
+        number, message = self._begin()
+        _fill(message.calls.add(id=number, envelope=envelope), metadata)
+        answer: bytes = await self._answered(number, len(envelope) + 64, deadline_secs)
+        return answer
+
+    async def cancel(self, invocation_id: str, grace_secs: float, deadline_secs: float) -> control_pb2.CancelResponse:
+        """Do what ``PeerControl.Cancel`` does; raises as :meth:`invoke`."""
+        number, message = self._begin()
+        message.cancels.add(id=number, invocation_id=invocation_id, grace_ms=round(grace_secs * 1000))
+        answer: control_pb2.CancelResponse = await self._answered(number, 64, deadline_secs)
+        return answer
+
+    def stream(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float) -> LaneStream:
+        """Send *envelope* and read what its run emits."""
+        number, message = self._begin()
+        frame = message.calls.add(id=number, envelope=envelope, stream=True, cursor=metadata.cursor or 0)
+        frame.event_credit = EVENT_CREDIT
+        _fill(frame, metadata)
+        return self._followed(number, len(envelope) + 64, deadline_secs)
+
+    def attach(self, invocation_id: str, cursor: int, deadline_secs: float) -> LaneStream:
+        """Read what a run that was begun before emits."""
+        number, message = self._begin()
+        message.attaches.add(id=number, invocation_id=invocation_id, cursor=cursor, event_credit=EVENT_CREDIT)
+        return self._followed(number, 64, deadline_secs)
+
+    def _begin(self) -> tuple[int, lane_pb2.LaneRequest]:
+        if self.ended is not None:
+            raise LaneBrokenError(str(self.ended), may_have_run=False)
         message = self._writer.message
-        frame = message.calls.add(id=number, envelope=envelope, invocation_id=metadata.invocation_id or "")
-        if metadata[2:] != _PLAIN:
-            _fill(frame, metadata)
+        value = self._authorization()
+        if value is not None and value != self._sent_authorization:
+            message.authorization = self._sent_authorization = value
+        self._ids += 1
+        return self._ids, message
+
+    async def _answered(self, number: int, size_bytes: int, deadline_secs: float) -> Any:
         waiting = self._waiting[number] = self._loop.create_future()
-        self._authorize(message)
-        self._writer.note(len(envelope) + 64)
+        self._writer.note(size_bytes)
         timer = self._loop.call_later(deadline_secs, self._give_up, number)
         try:
-            answer: bytes = await waiting
-            return answer
+            return await waiting
         except asyncio.CancelledError:
             self._drop(number)
             raise
         finally:
             timer.cancel()
-            self._waiting.pop(number, None)
+            del self._waiting[number]
 
-    async def cancel(self, invocation_id: str, grace_secs: float, deadline_secs: float) -> control_pb2.CancelResponse:
-        """Do what ``PeerControl.Cancel`` does."""
-        self._ids = number = self._ids + 1
-        message = self._writer.message
-        message.cancels.add(id=number, invocation_id=invocation_id, grace_ms=round(grace_secs * 1000))
-        waiting = self._waiting[number] = self._loop.create_future()
-        self._authorize(message)
-        self._writer.note(64)
-        timer = self._loop.call_later(deadline_secs, self._give_up, number)
-        try:
-            answer: control_pb2.CancelResponse = await waiting
-            return answer
-        finally:
-            timer.cancel()
-            self._waiting.pop(number, None)
+    def _followed(self, number: int, size_bytes: int, deadline_secs: float) -> LaneStream:
+        stream = self._streams[number] = LaneStream(self, number, self._loop.time() + deadline_secs)
+        self._writer.note(size_bytes)
+        return stream
+
+    def grant(self, number: int, events: int) -> None:
+        """Let a stream send more."""
+        if self.ended is None:
+            self._writer.message.credits.add(id=number, events=events)
+            self._writer.note(16)
+
+    def leave(self, number: int) -> None:
+        """Read a stream no longer."""
+        if self._streams.pop(number, None) is not None:
+            self._drop(number)
+            if self.retired:
+                self._close_if_done()
 
     def retire(self) -> None:
         """Take no new frames; once the open ones are answered it closes."""
@@ -158,15 +191,10 @@ class Lane:
         """End it now."""
         self._fail(LaneBrokenError("the client was closed while it waited for the answer"))
 
-    def _authorize(self, message: lane_pb2.LaneRequest) -> None:
-        value = self._authorization()
-        if value is not None and value != self._sent_authorization:
-            message.authorization = self._sent_authorization = value
-
     def _give_up(self, number: int) -> None:
         waiting = self._waiting.get(number)
         if waiting is not None and not waiting.done():
-            waiting.set_exception(TransportError("no answer within the deadline: Deadline Exceeded"))
+            waiting.set_exception(TransportError(_LATE))
             self._drop(number)
 
     def _drop(self, number: int) -> None:
@@ -186,8 +214,14 @@ class Lane:
 
     def _take(self, message: lane_pb2.LaneResponse) -> None:
         waiting = self._waiting
+        for event in message.events:
+            if (stream := self._streams.get(event.id)) is not None:
+                stream.put(event.envelope)
         for answer in message.answers:
             future = waiting.get(answer.id)
+            if future is None and (stream := self._streams.get(answer.id)) is not None:
+                refusal = answer.refusal
+                stream.fail(raised_by_refusal(refusal.code, refusal.text, refusal.details))
             if future is None or future.done():
                 continue
             match answer.WhichOneof("outcome"):
@@ -236,15 +270,77 @@ class Lane:
         self._call.cancel()
         for task in self._tasks:
             task.cancel()
-        for waiting in self._waiting.values():
+        unsent: set[int] = set()
+        for message in self._writer.unsent():
+            for frames in (message.calls, message.attaches, message.cancels):
+                unsent.update(frame.id for frame in frames)
+        never_sent = LaneBrokenError(str(error), may_have_run=False)
+        for number, waiting in self._waiting.items():
             if not waiting.done():
-                waiting.set_exception(error)
+                waiting.set_exception(never_sent if number in unsent else error)
+        for number, stream in self._streams.items():
+            stream.fail(never_sent if number in unsent else error)
 
 
-_PLAIN = CallMetadata()[2:]
+class LaneStream:
+    """The events of one run, as they come over a lane; read it as a call's messages are read, or :meth:`cancel` it.
+
+    At most ``EVENT_CREDIT`` wait here: the peer sends no more before some were read.
+    """
+
+    def __init__(self, lane: Lane, number: int, ends: float) -> None:
+        self._lane, self._number, self._ends = lane, number, ends
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[bytes] = deque()
+        self._error: BlazenError | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._read = 0
+        self._over = False
+
+    def put(self, envelope: bytes) -> None:
+        """An event came."""
+        self._events.append(envelope)
+        self._tell()
+
+    def fail(self, error: BlazenError) -> None:
+        """No more will come."""
+        self._error = self._error or error
+        self._tell()
+
+    def cancel(self) -> None:
+        """Read no more."""
+        self._lane.leave(self._number)
+        self.fail(LaneBrokenError("the stream was left"))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SubWorkflowEvent:
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._wake = self._loop.create_future()
+            timer = self._loop.call_at(self._ends, self.fail, TransportError(_LATE))
+            try:
+                await self._wake
+            finally:
+                timer.cancel()
+                self._wake = None
+        event = SubWorkflowEvent.decode(self._events.popleft())
+        self._read += 1
+        if self._read >= EVENT_CREDIT // 2:
+            self._lane.grant(self._number, self._read)
+            self._read = 0
+        return event
+
+    def _tell(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
 
 def _fill(frame: lane_pb2.Call, metadata: CallMetadata) -> None:
+    if metadata.invocation_id is not None:
+        frame.invocation_id = metadata.invocation_id
     if metadata.timeout_ms is not None:
         frame.timeout_ms = metadata.timeout_ms
     if metadata.parent_run_id is not None:
@@ -253,11 +349,12 @@ def _fill(frame: lane_pb2.Call, metadata: CallMetadata) -> None:
         frame.instance_id = metadata.instance_id
     if metadata.data_class is not None:
         frame.data_class = metadata.data_class
-    frame.traceparent = metadata.trace.get("traceparent", "")
-    frame.tracestate = metadata.trace.get("tracestate", "")
+    if metadata.trace:
+        frame.traceparent = metadata.trace.get("traceparent", "")
+        frame.tracestate = metadata.trace.get("tracestate", "")
 
 
-def _parsed(raw: bytes) -> lane_pb2.LaneResponse:
+def _parsed(raw: Any) -> lane_pb2.LaneResponse:
     try:
         return lane_pb2.LaneResponse.FromString(raw)
     except DecodeError:

@@ -1,7 +1,7 @@
 """The server's end of a lane: many calls of one caller on one stream, each answered by what answers it on its own.
 
-A lane is a way of carrying, not a second peer: a frame's envelope goes to the very function that a unary call's goes to, and what
-that raises becomes the same status, with the same details, in the frame's answer. The gate looks at the caller anew for each
+A lane is a way of carrying, not a second peer: a frame's envelope goes to the very function that a unary call's goes to, and
+what that raises becomes the same status, with the same details, in the frame's answer. The gate looks at the caller anew for each
 message, so that a token's end, or its being withdrawn, ends what a lane may begin.
 """
 
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
 from blazen_peer.auth import AUTHORIZATION
-from blazen_peer.errors import BlazenError, EncodeError, OverloadedError
+from blazen_peer.errors import BlazenError, EncodeError, OtherProcessError, OverloadedError
 from blazen_peer.identity import Caller
 from blazen_peer.transport.gate import ADMITTED, Admitted
 from blazen_peer.transport.lane_limits import (
@@ -93,7 +93,8 @@ class LaneServicer:
         try:
             hello = await lane.hello()
             if hello.instance_id and hello.instance_id != self._instance_id:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "another process answers here than the one that the lane is for")
+                refusal = refusal_of(OtherProcessError("another process answers here", self._instance_id))
+                await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
             self._lanes.add(lane)
             await lane.follow(self._welcome(), self._leaving)
         except _LaneError as error:
@@ -129,8 +130,8 @@ class _LaneError(Exception):
 class _Lane:
     """One lane. Belongs to one event loop.
 
-    Each open frame has one task; what they answer waits in the writer, which is bounded in bytes: while it is full, nothing more
-    is read, so that a caller who takes no answers soon gives no more work either.
+    Each open frame has one task; what they answer waits in the writer, which is bounded in bytes: while it is full, nothing
+    more is read, so that a caller who takes no answers soon gives no more work either.
     """
 
     def __init__(

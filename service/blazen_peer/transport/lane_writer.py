@@ -26,7 +26,9 @@ class LaneWriter(Generic[M]):
         make: Makes an empty message.
     """
 
-    def __init__(self, write: Callable[[bytes], Awaitable[Any]], make: Callable[[], M], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, write: Callable[[bytes], Awaitable[Any]], make: Callable[[], M], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._write, self._make, self._loop = write, make, loop
         self.message: M = make()
         self._size_bytes = self._frames = self._full_bytes = 0
@@ -49,6 +51,10 @@ class LaneWriter(Generic[M]):
             self.message, self._size_bytes, self._frames = self._make(), 0, 0
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def unsent(self) -> list[M]:
+        """Return the messages that were not begun to be written."""
+        return [*(message for message, _ in self._full), self.message]
 
     async def room(self, within_secs: float = WRITE_SECS) -> None:
         """Wait while too much waits.
