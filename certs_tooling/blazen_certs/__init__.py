@@ -6,17 +6,22 @@
     identity = authority.issue("analyst")
     identity.path                     # certs/nodes/analyst: the directory that a sidecar watches
 
-Who reads what: ``profile`` says what a certificate of ours holds, ``checks`` whether a finished one is right, ``pem`` is the
-one door for files, ``store`` the layout on disk, ``authority`` puts these together, ``verify`` and ``describe`` are what the
-commands of those names show.
+Who reads what: ``profile`` and ``crl`` say what a certificate and a revocation list of ours hold, ``chain`` and ``checks``
+whether a finished one is right, ``pem`` is the one door for files, ``store`` the layout on disk, ``publish`` the one door to a
+node's directory. ``trust``, ``keys`` and ``issuing`` are the CAs, ``issued`` the record, ``authority`` puts these together;
+``verify`` and ``describe`` are what the commands of those names show.
 """
 
 from __future__ import annotations
 
-from blazen_certs.authority import Authority, IssuedIdentity
+from blazen_certs.authority import Authority, IssuedIdentity, SignedIdentity
 from blazen_certs.checks import Check
+from blazen_certs.crl import build_crl
 from blazen_certs.errors import CertificateError, StoreError
-from blazen_certs.profile import LeafRequest, build_leaf, build_root
+from blazen_certs.keys import RootKeys
+from blazen_certs.profile import LeafRequest, build_issuing, build_leaf, build_root
+from blazen_certs.publish import Material, publish_identity
+from blazen_certs.trust import Issuer, Root, Trust, read_trust
 from blazen_certs.verify import Report, verify_identity
 
 __all__ = [
@@ -24,10 +29,20 @@ __all__ = [
     "CertificateError",
     "Check",
     "IssuedIdentity",
+    "Issuer",
     "LeafRequest",
+    "Material",
     "Report",
+    "Root",
+    "RootKeys",
+    "SignedIdentity",
     "StoreError",
+    "Trust",
+    "build_crl",
+    "build_issuing",
     "build_leaf",
     "build_root",
+    "publish_identity",
+    "read_trust",
     "verify_identity",
 ]

@@ -1,8 +1,8 @@
-"""The authority: makes a CA in a directory, and issues identities from it."""
+"""The authority: a root and its issuing CAs in a directory, and the identities that they issue."""
 
 from __future__ import annotations
 
-import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,17 +13,43 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from blazen_certs import store
-from blazen_certs.checks import check_bundle, check_leaf, check_root, require, trust_domain_of
+from blazen_certs.checks import check_bundle, check_leaf, check_lists, require
+from blazen_certs.crl import is_revoked
 from blazen_certs.errors import StoreError
-from blazen_certs.pem import certificates_pem, load_certificates, load_private_key, private_key_pem, read_pem_file, split_pem
-from blazen_certs.profile import DEFAULT_LEAF_LIFETIME, LeafRequest, build_leaf, build_root
+from blazen_certs.facts import uris_of
+from blazen_certs.issued import read_issued, record_issued
+from blazen_certs.issuing import create_authority, sign_lists
+from blazen_certs.keys import RootKeys, load_issuing_key
+from blazen_certs.pem import certificates_pem, load_certificates, private_key_pem, split_pem
+from blazen_certs.profile import DEFAULT_LEAF_LIFETIME, LeafRequest, build_leaf, check_time
+from blazen_certs.publish import Material, publish_identity
+from blazen_certs.trust import Trust, read_trust
 from blazen_peer.errors import ValidationError
-from blazen_peer.identity import PeerId
+from blazen_peer.identity import PeerId, check_node_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
-__all__ = ["Authority", "IssuedIdentity", "read_authority_certificate"]
+__all__ = ["Authority", "IssuedIdentity", "SignedIdentity"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIdentity:
+    """A certificate for a key that the authority never saw, with what its owner must trust and refuse.
+
+    Attributes:
+        peer: The name that the certificate proves.
+        certificate: The leaf.
+        chain_pem: The leaf and its issuing CA: ``tls.crt``.
+        bundle_pem: The roots: ``bundle.crt``.
+        crl_pem: One revocation list for each issuing CA: ``crl.pem``.
+    """
+
+    peer: PeerId
+    certificate: x509.Certificate
+    chain_pem: bytes
+    bundle_pem: bytes
+    crl_pem: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +70,7 @@ class IssuedIdentity:
 
     @property
     def certificate_path(self) -> Path:
-        """The leaf (and its issuing chain) by way of the link, so that it stays right after another ``issue``."""
+        """The leaf and its issuing CA by way of the link, so that it stays right after another ``issue``."""
         return self.path / store.CURRENT / store.CERTIFICATE
 
     @property
@@ -54,82 +80,151 @@ class IssuedIdentity:
 
     @property
     def bundle_path(self) -> Path:
-        """The trusted CAs, by way of the link."""
+        """The trusted roots, by way of the link."""
         return self.path / store.CURRENT / store.BUNDLE
+
+    @property
+    def crl_path(self) -> Path:
+        """The revocation lists, by way of the link."""
+        return self.path / store.CURRENT / store.CRL
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA in a directory. Make one with ``create`` or ``open``.
+    """An authority in a directory. Make one with ``create`` or ``open``; it reads the directory afresh at each call.
 
     Attributes:
         directory: The store.
-        certificate: The CA's own.
-        trust_domain: The host of every identity that it issues.
+        trust_domain: The mesh's; a region's own is ``<region>.<trust domain>``.
+        keys: Where the roots' keys are.
     """
 
     directory: Path
-    certificate: x509.Certificate
     trust_domain: str
-    _key: ec.EllipticCurvePrivateKey = field(repr=False)
+    keys: RootKeys = field(default_factory=RootKeys)
 
     @classmethod
-    def create(cls, directory: Path, trust_domain: str, *, now: datetime | None = None) -> Authority:
-        """Make a root CA for *trust_domain* under *directory*, which is made where it is not there.
+    def create(
+        cls,
+        directory: Path,
+        trust_domain: str,
+        *,
+        regions: Sequence[str] = (),
+        keys: RootKeys | None = None,
+        now: datetime | None = None,
+    ) -> Authority:
+        """Make a root for *trust_domain* under *directory*, and an issuing CA for each region.
 
         Args:
-            directory: The store; ``ca/`` in it must not be there yet.
+            directory: The store; made where it is not there, and no authority may be in it yet.
             trust_domain: A lower-case DNS name.
+            regions: Such as ``eu``, whose identities are then ``spiffe://eu.<trust domain>/peer/...``. None at all makes one
+                issuing CA for the trust domain itself.
+            keys: Where the root's key goes, and its passphrase; None: into the store, not encrypted.
             now: The moment to make it for, timezone-aware; None is the clock's.
 
         Raises:
-            ValidationError: The trust domain is not a name, or *now* has no time zone.
-            StoreError: There is a CA already.
+            ValidationError: A name is not one, or *now* has no time zone.
+            StoreError: There is an authority already.
             OSError: The disk, or the rights, do not allow it.
         """
-        home = store.ca_directory(directory)
-        PeerId(trust_domain, "any")
-        if home.exists() and (not home.is_dir() or any(home.iterdir())):
-            raise _already_there(home)
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = build_root(trust_domain, key.public_key(), serial=x509.random_serial_number(), now=now or datetime.now(UTC))
-        pem = certificates_pem([builder.sign(key, hashes.SHA256())])
-        certificate = load_certificates(split_pem(pem, store.CA_CERTIFICATE))[0]
-        require(check_root(certificate, trust_domain=trust_domain, public_key=key.public_key()))
-        try:
-            store.create_directory_whole(home, {store.CA_KEY: private_key_pem(key), store.CA_CERTIFICATE: pem})
-        except StoreError as error:
-            raise _already_there(home) from error
-        return cls(directory, certificate, trust_domain, key)
+        keys = keys or RootKeys()
+        create_authority(directory, trust_domain, tuple(regions), keys, now=now or datetime.now(UTC))
+        return cls(directory, trust_domain, keys)
 
     @classmethod
-    def open(cls, directory: Path) -> Authority:
+    def open(cls, directory: Path, *, keys: RootKeys | None = None) -> Authority:
         """Return the authority that ``create`` made under *directory*.
 
         Raises:
-            StoreError: There is none, or its key is open to other users.
+            StoreError: There is none, no issuing CA's key is here, or one is open to other users.
             ValidationError: Its files do not decode.
-            CertificateError: Its certificate is not a root for this key.
+            CertificateError: A CA's certificate is not what it must be, or its key is another's.
             OSError: Its files cannot be read.
         """
-        home = store.ca_directory(directory)
-        certificate = read_authority_certificate(directory)
-        key_path = home / store.CA_KEY
-        if certificate is None or not key_path.exists():
-            what = "the CA's key is not in" if certificate is not None else "there is no CA in"
-            raise StoreError(
-                f"{what} {home}: make one with blazen-certs init --trust-domain NAME, or name the store with --dir"
-            )
-        mode = stat.S_IMODE(key_path.stat().st_mode)
-        if mode & 0o077:
-            raise StoreError(f"{key_path} has mode {mode:04o}, open to other users: run chmod 600 {key_path}")
-        blocks = read_pem_file(key_path)
-        key = load_private_key(blocks[0])
-        if len(blocks) != 1 or not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValidationError(f"{key_path}: expected one P-256 private key")
-        trust_domain = trust_domain_of(certificate)
-        require(check_root(certificate, trust_domain=trust_domain, public_key=key.public_key()))
-        return cls(directory, certificate, trust_domain, key)
+        trust = read_trust(directory)
+        if trust is None:
+            raise _no_authority(directory)
+        issuing = [trust.issuer(region) for region in trust.regions]
+        if not any(issuer.has_key for issuer in issuing):
+            raise StoreError(f"the CA's key is not in {issuing[0].directory}: issue on the machine that has it")
+        for issuer in issuing:
+            if issuer.has_key:
+                load_issuing_key(issuer)
+        return cls(directory, trust.trust_domain, keys or RootKeys())
+
+    def trust(self) -> Trust:
+        """Return roots, issuing CAs and lists as they are on disk now.
+
+        Raises: as ``read_trust``; ``StoreError`` too where there is no authority any more.
+        """
+        trust = read_trust(self.directory)
+        if trust is None:
+            raise _no_authority(self.directory)
+        return trust
+
+    def sign(
+        self,
+        node_id: str,
+        public_key: CertificatePublicKeyTypes,
+        *,
+        now: datetime | None = None,
+        lifetime: timedelta = DEFAULT_LEAF_LIFETIME,
+        dns_names: Sequence[str] = (),
+        region: str | None = None,
+    ) -> SignedIdentity:
+        """Return a certificate for *node_id* and *public_key*, checked and recorded. Nothing is published.
+
+        Args:
+            node_id: The node.
+            public_key: The node's, P-256; its private half stays where it was made.
+            now: The moment to issue for, timezone-aware and within the issuing CA's life; None is the clock's.
+            lifetime: How long after *now* it ends, at most 90 days; it ends with the issuing CA where that is sooner.
+            dns_names: In place of ``<node>.<trust domain>``.
+            region: Whose issuing CA; None takes the node's own, or the only one.
+
+        Raises:
+            ValidationError: A name, the key, the lifetime, the region or *now* is not usable.
+            CertificateError: The finished certificate failed its checks; nobody has it.
+            StoreError: The issuing CA's key is not on this machine.
+            OSError: The disk, or the rights, do not allow it.
+        """
+        moment = check_time(now or datetime.now(UTC))
+        trust = self._fresh_trust(moment)
+        issuer = trust.issuer(self._region_of(check_node_id(node_id), trust, region))
+        if not isinstance(public_key, ec.EllipticCurvePublicKey):
+            raise ValidationError("the public key is not on the curve P-256, which every sidecar accepts")
+        peer = PeerId(issuer.trust_domain, node_id)
+        request = LeafRequest(peer, tuple(dns_names), lifetime)
+        serial = x509.random_serial_number()
+        builder = build_leaf(request, public_key, issuer=issuer.certificate, serial=serial, now=moment)
+        leaf = builder.sign(load_issuing_key(issuer), hashes.SHA256())
+        chain_pem = certificates_pem([leaf, issuer.certificate])
+        # What is checked is what will be read: the very bytes that are handed out.
+        chain = load_certificates(split_pem(chain_pem, store.CERTIFICATE))
+        anchors = load_certificates(split_pem(trust.bundle_pem, store.BUNDLE))
+        fix = "nobody has it; please report it"
+        lists = [item.crl for item in trust.issuers]
+        checks = check_leaf(
+            chain,
+            anchors,
+            at=moment,
+            node_id=node_id,
+            trust_domain=issuer.trust_domain,
+            public_key=public_key,
+            fix=fix,
+            lists=lists,
+        )
+        of_present = [item.certificate for item in trust.issuers_at(moment)]
+        require(
+            [
+                check_bundle(anchors, must_hold=trust.root_certificates, fix=fix),
+                *checks,
+                check_lists(lists, of_present, at=moment, fix=fix),
+            ]
+        )
+        record_issued(self.directory, node_id, chain[0], now=moment)
+        return SignedIdentity(peer, chain[0], chain_pem, trust.bundle_pem, trust.crl_pem)
 
     def issue(
         self,
@@ -138,61 +233,47 @@ class Authority:
         now: datetime | None = None,
         lifetime: timedelta = DEFAULT_LEAF_LIFETIME,
         dns_names: Sequence[str] = (),
+        region: str | None = None,
     ) -> IssuedIdentity:
         """Make a key and a certificate for *node_id*, check them, and make them the node's current ones.
 
-        Args:
-            node_id: The node.
-            now: The moment to issue for, timezone-aware and within the CA's life; None is the clock's. For a certificate
-                that has expired by today, make the CA with a *now* in the past too.
-            lifetime: How long after *now* it ends, at most 90 days; it ends with the CA where that is sooner.
-            dns_names: In place of ``<node>.<trust domain>``.
+        Arguments and errors are those of ``sign``. For a certificate that has expired by today, make the authority with a
+        *now* in the past too.
 
         Raises:
-            ValidationError: A name, the lifetime or *now* is not usable.
-            CertificateError: The finished certificate failed its checks; nothing was written.
             StoreError: Another process holds the node's directory.
-            OSError: The disk, or the rights, do not allow it.
         """
-        moment = now or datetime.now(UTC)
-        request = LeafRequest(PeerId(self.trust_domain, node_id), tuple(dns_names), lifetime)
+        moment = check_time(now or datetime.now(UTC))
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = build_leaf(request, key.public_key(), issuer=self.certificate, serial=x509.random_serial_number(), now=moment)
-        chain_pem = certificates_pem([builder.sign(self._key, hashes.SHA256())])
-        bundle_pem = certificates_pem([self.certificate])
-        key_pem = private_key_pem(key)
-        # What is checked is what will be read: the very bytes that are about to be written.
-        chain = load_certificates(split_pem(chain_pem, store.CERTIFICATE))
-        anchors = load_certificates(split_pem(bundle_pem, store.BUNDLE))
-        public_key = load_private_key(split_pem(key_pem, store.KEY)[0]).public_key()
-        fix = "nothing was written; please report it"
-        checks = check_leaf(
-            chain, anchors, at=moment, node_id=node_id, trust_domain=self.trust_domain, public_key=public_key, fix=fix
-        )
-        require([check_bundle(anchors, must_hold=self.certificate, fix=fix), *checks])
+        signed = self.sign(node_id, key.public_key(), now=moment, lifetime=lifetime, dns_names=tuple(dns_names), region=region)
         path = store.node_directory(self.directory, node_id)
-        version = store.publish_version(path, {store.CERTIFICATE: chain_pem, store.KEY: key_pem, store.BUNDLE: bundle_pem})
-        return IssuedIdentity(path, request.peer, version, chain[0])
+        material = Material(signed.chain_pem, private_key_pem(key), signed.bundle_pem, signed.crl_pem)
+        version = publish_identity(path, material, node_id=node_id, trust_domain=signed.peer.trust_domain, now=moment)
+        return IssuedIdentity(path, signed.peer, version, signed.certificate)
+
+    def is_revoked(self, certificate: x509.Certificate) -> bool:
+        """Return whether the list of the CA that issued *certificate* names it."""
+        issuer = self.trust().issuer_of(certificate)
+        return issuer is not None and is_revoked(certificate.serial_number, issuer.crl)
+
+    def _fresh_trust(self, now: datetime) -> Trust:
+        trust = self.trust()
+        return self.trust() if sign_lists(trust, now=now) else trust
+
+    def _region_of(self, node_id: str, trust: Trust, wanted: str | None) -> str:
+        """Return the region to issue *node_id* from: the one it has, since a name belongs to one region for good."""
+        own = next((_region(certificate, trust) for certificate in reversed(read_issued(self.directory, node_id))), None)
+        if own is not None and wanted is not None and own != wanted:
+            raise ValidationError(f"{node_id} is of region {own}: give the node of region {wanted} another name")
+        return trust.issuer(wanted or own).region
 
 
-def read_authority_certificate(directory: Path) -> x509.Certificate | None:
-    """Return the CA's certificate of the store at *directory*, or None where it has none.
-
-    Raises:
-        ValidationError: The file is not exactly one certificate.
-        OSError: It cannot be read.
-    """
-    path = store.ca_directory(directory) / store.CA_CERTIFICATE
-    if not path.exists():
-        return None
-    certificates = load_certificates(read_pem_file(path))
-    if len(certificates) != 1:
-        raise ValidationError(f"{path}: expected one certificate, found {len(certificates)}")
-    return certificates[0]
+def _region(certificate: x509.Certificate, trust: Trust) -> str | None:
+    trust_domain = PeerId.parse(uris_of(certificate)[0]).trust_domain
+    return next((item.region for item in trust.issuers if item.trust_domain == trust_domain), None)
 
 
-def _already_there(home: Path) -> StoreError:
+def _no_authority(directory: Path) -> StoreError:
     return StoreError(
-        f"{home} already holds a CA: issue from it, or name another store with --dir; "
-        "every identity of it becomes worthless when it is removed"
+        f"there is no CA in {directory}: make one with blazen-certs init --trust-domain NAME, or name it with --dir"
     )

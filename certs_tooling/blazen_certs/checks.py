@@ -1,8 +1,7 @@
 """Is a finished certificate right? One place, asked before anything is written and again by ``blazen-certs verify``.
 
-Signatures, path lengths, algorithms and the CAs' own extensions are judged by ``cryptography.x509.verification``. What a mesh
-asks beyond that (one SPIFFE name, purposes, dates, the key) is judged here, each as a ``Check`` of its own, so that one wrong
-thing makes one line.
+Whether a chain leads to a trusted CA is ``chain``'s business. What a mesh asks beyond that (one SPIFFE name, purposes, dates,
+the key, not revoked) is judged here, each as a ``Check`` of its own, so that one wrong thing makes one line.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
+from blazen_certs.chain import ChainError, find_chain
+from blazen_certs.crl import is_revoked, list_of, list_problem, revoked_serials
 from blazen_certs.errors import CertificateError
 from blazen_certs.facts import (
     dns_names_of,
@@ -36,7 +36,16 @@ from blazen_peer.identity import PeerId
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
-__all__ = ["Check", "check_bundle", "check_leaf", "check_root", "require", "trust_domain_of"]
+__all__ = [
+    "Check",
+    "check_bundle",
+    "check_issuing",
+    "check_leaf",
+    "check_lists",
+    "check_root",
+    "require",
+    "trust_domain_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +107,76 @@ def check_root(ca: x509.Certificate, *, trust_domain: str, public_key: PublicKey
     ]
 
 
-def check_bundle(anchors: Sequence[x509.Certificate], *, must_hold: x509.Certificate | None, fix: str) -> Check:
-    """Return whether *anchors* are CAs, and the CA *must_hold* is one of them where it is given."""
+def check_issuing(
+    ca: x509.Certificate, root: x509.Certificate, *, trust_domain: str, public_key: PublicKeyTypes | None
+) -> list[Check]:
+    """Return every check of an issuing CA's certificate but that of its dates.
+
+    Args:
+        ca: The issuing CA.
+        root: What issued it.
+        trust_domain: The issuing CA's own.
+        public_key: That of its key; None where only the certificate is there.
+    """
+    fix = "make it anew with blazen-certs renew --issuing"
+    uris, own = uris_of(ca), trust_domain_uri(trust_domain)
+    try:
+        find_chain(ca, [], [root], at=ca.not_valid_before_utc)
+    except ChainError as error:
+        chain = Check("chain", False, str(error), fix)
+    else:
+        chain = Check("chain", True, f"issued by {name_text(root.subject)}")
+    constraints, basic = extension(ca, x509.NameConstraints), extension(ca, x509.BasicConstraints)
+    bound = (
+        constraints is not None
+        and constraints.critical
+        and constraints.value.permitted_subtrees == [x509.UniformResourceIdentifier(trust_domain)]
+    )
+    within = basic is not None and basic.value.path_length == 0 and ca.not_valid_after_utc <= root.not_valid_after_utc
+    checks = [
+        Check("authority", is_ca(ca), "may sign certificates" if is_ca(ca) else "it is not a CA's certificate", fix),
+        Check("name", uris == [own], f"its names are {', '.join(uris) or 'none'}, expected {own}", fix),
+        Check("constraint", bound, f"may name {trust_domain} only" if bound else f"is not bound to {trust_domain}", fix),
+        Check(
+            "limits", within, "no CA below it, within its root's life" if within else "may outlive its root or make CAs", fix
+        ),
+        chain,
+        _key_type(ca, fix),
+    ]
+    return checks if public_key is None else [*checks, _key_match(ca, public_key, fix)]
+
+
+def check_bundle(anchors: Sequence[x509.Certificate], *, must_hold: Sequence[x509.Certificate], fix: str) -> Check:
+    """Return whether *anchors* are CAs, and all of *must_hold* are among them."""
     for anchor in anchors:
         if not is_ca(anchor):
             return Check("bundle", False, f"{name_text(anchor.subject)} in it is not a CA", fix)
-    if must_hold is not None and must_hold not in anchors:
-        return Check("bundle", False, f"the CA of this store, {name_text(must_hold.subject)}, is not in it", fix)
+    for ca in must_hold:
+        if ca not in anchors:
+            return Check("bundle", False, f"the root of this store, {name_text(ca.subject)}, is not in it", fix)
     return Check("bundle", True, "trusts " + " and ".join(name_text(anchor.subject) for anchor in anchors))
+
+
+def check_lists(
+    lists: Sequence[x509.CertificateRevocationList], issuers: Sequence[x509.Certificate], *, at: datetime, fix: str
+) -> Check:
+    """Return whether each of *issuers* has a list among *lists* that is signed by it and good at the moment *at*.
+
+    A sidecar that checks revocation refuses everybody whose CA's list it lacks, or finds ended.
+    """
+    counted, until = 0, None
+    for ca in issuers:
+        crl = list_of(ca, list(lists))
+        if crl is None:
+            return Check("lists", False, f"there is none of {name_text(ca.subject)}, whose nodes are all refused", fix)
+        if (problem := list_problem(crl, ca, at=at)) is not None:
+            return Check("lists", False, f"that of {name_text(ca.subject)}: {problem}", fix)
+        counted += len(revoked_serials(crl))
+        end = crl.next_update_utc
+        until = end if until is None or (end is not None and end < until) else until
+    if until is None:
+        return Check("lists", True, "none is needed")
+    return Check("lists", True, f"{counted} revoked; good until {time_text(until)}, {timespan_text(until - at)} left")
 
 
 def check_leaf(
@@ -117,6 +188,7 @@ def check_leaf(
     trust_domain: str | None,
     public_key: PublicKeyTypes | None,
     fix: str,
+    lists: Sequence[x509.CertificateRevocationList] | None = None,
 ) -> list[Check]:
     """Return every check of a node's certificate.
 
@@ -127,11 +199,12 @@ def check_leaf(
         node_id, trust_domain: Whose name it must be; None takes any.
         public_key: That of the node's key, which must match; None where there is none to compare.
         fix: What to do about a failure: how to get a new certificate.
+        lists: The revocation lists; None where revocation is not looked at.
     """
     leaf = chain[0]
-    issuer, chain_check = _chain(chain, anchors, at, fix)
+    issuer, chain_checks = _chain(chain, anchors, at, fix)
     checks = [
-        chain_check,
+        *chain_checks,
         _name(leaf, node_id, trust_domain, fix),
         _critical_san(leaf, fix),
         _dns(leaf, fix),
@@ -142,33 +215,43 @@ def check_leaf(
     ]
     if public_key is not None:
         checks.append(_key_match(leaf, public_key, fix))
+    if lists is not None:
+        checks.append(_revocation(leaf, lists, fix))
     return checks
 
 
 def _chain(
     chain: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate], at: datetime, fix: str
-) -> tuple[x509.Certificate | None, Check]:
-    """Return the leaf's issuer (None when no chain holds) and the check of its chain."""
+) -> tuple[x509.Certificate | None, list[Check]]:
+    """Return the leaf's issuer (None when no chain holds), and the checks of its chain and of what its CAs may name."""
     leaf = chain[0]
     # Dates are the business of another check: outside the leaf's life, the chain is judged for the nearest moment within it.
     moment = min(max(at, leaf.not_valid_before_utc), leaf.not_valid_after_utc)
+    names = Check("constraint", True, "its CA is bound to no trust domain")
     try:
-        policy = (
-            PolicyBuilder()
-            .store(Store(list(anchors)))
-            .time(moment)
-            .extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all())
-        )
-        found = policy.build_client_verifier().verify(leaf, list(chain[1:])).chain
-    except (VerificationError, ValueError) as error:
-        issuer = name_text(chain[-1].issuer)
-        if chain[-1].issuer not in [anchor.subject for anchor in anchors]:
-            return None, Check("chain", False, f"issued by {issuer}, which is not in the bundle", fix)
-        reason = str(error).removeprefix("validation failed: ").splitlines()[0]
-        return None, Check("chain", False, f"does not lead to {issuer} of the bundle: {reason}", fix)
-    if len(found) < 2:  # the leaf itself stands in the bundle
-        return None, Check("chain", False, "the bundle trusts the certificate itself, not its CA", fix)
-    return found[1], Check("chain", True, f"issued by {' <- '.join(name_text(ca.subject) for ca in found[1:])}")
+        found = find_chain(leaf, chain[1:], anchors, at=moment)
+    except ChainError as error:
+        try:
+            found = find_chain(leaf, chain[1:], anchors, at=moment, names=False)
+        except ChainError:
+            return None, [Check("chain", False, str(error), fix)]
+        names = Check("constraint", False, str(error), fix)
+    bound = extension(found[1], x509.NameConstraints)
+    if names.ok and bound is not None:
+        permitted = ", ".join(str(name.value) for name in bound.value.permitted_subtrees or []) or "everything"
+        names = Check("constraint", True, f"its CA may name {permitted} only")
+    return found[1], [Check("chain", True, f"issued by {' <- '.join(name_text(ca.subject) for ca in found[1:])}"), names]
+
+
+def _revocation(leaf: x509.Certificate, lists: Sequence[x509.CertificateRevocationList], fix: str) -> Check:
+    since = next((revoked_serials(crl)[leaf.serial_number] for crl in lists if _lists(crl, leaf)), None)
+    if since is not None:
+        return Check("revocation", False, f"revoked since {time_text(since)}", fix)
+    return Check("revocation", True, "not revoked")
+
+
+def _lists(crl: x509.CertificateRevocationList, leaf: x509.Certificate) -> bool:
+    return crl.issuer == leaf.issuer and is_revoked(leaf.serial_number, crl)
 
 
 def _name(leaf: x509.Certificate, node_id: str | None, trust_domain: str | None, fix: str) -> Check:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidKey, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -33,6 +34,7 @@ __all__ = [
     "load_certificate",
     "load_certificates",
     "load_crl",
+    "load_encrypted_key",
     "load_private_key",
     "load_public_key",
     "load_request",
@@ -146,6 +148,18 @@ def load_private_key(block: PemBlock) -> PrivateKeyTypes:
     return _decode(block, labels, lambda: load_pem_private_key(block.text, password=None))
 
 
+def load_encrypted_key(block: PemBlock, passphrase: bytes) -> PrivateKeyTypes:
+    """Return the private key in *block*, which is encrypted with *passphrase*.
+
+    Raises:
+        ValidationError: The passphrase is not the one, or the block does not decode.
+    """
+    try:
+        return load_pem_private_key(block.text, password=passphrase)
+    except (*_UNDECODABLE, InvalidKey) as error:
+        raise ValidationError(f"{block.where}: the passphrase is not this key's, or the file is damaged") from error
+
+
 def load_public_key(block: PemBlock) -> PublicKeyTypes:
     """Return the public key in *block*."""
     return _decode(block, ("PUBLIC KEY",), lambda: load_pem_public_key(block.text))
@@ -178,9 +192,10 @@ def certificates_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
-def private_key_pem(key: EllipticCurvePrivateKey) -> bytes:
-    """Return *key* as PKCS #8, not encrypted: the file's mode guards it."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def private_key_pem(key: EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """Return *key* as PKCS #8: encrypted with *passphrase*, or (None) guarded by its file's mode alone."""
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 def _decode(block: PemBlock, labels: tuple[str, ...], load: Callable[[], _T]) -> _T:

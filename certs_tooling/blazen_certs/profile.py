@@ -1,10 +1,12 @@
 """What a certificate of this mesh holds: pure builders, with the time, the serial and the keys as arguments.
 
-    root   P-256, 10 years, CA with at most one issuing CA below it, URI SAN ``spiffe://<trust domain>``
-    leaf   P-256, 24 hours, empty subject, critical SAN: exactly one URI ``spiffe://<trust domain>/peer/<node>``, and DNS names
+    root     P-256, 10 years, CA with at most one issuing CA below it, URI SAN ``spiffe://<trust domain>``
+    issuing  P-256, 90 days, CA with none below it, URI SAN ``spiffe://<its trust domain>``, and a critical name constraint:
+             no URI but of exactly that host
+    leaf     P-256, 24 hours, empty subject, critical SAN: exactly one URI ``spiffe://<trust domain>/peer/<node>``, DNS names
 
-The trust domain stands in the root as its URI SAN, as SPIFFE X.509-SVID (section 3.2) wants it of a signing certificate, so
-that a CA's certificate alone says what it is for.
+A region ``eu`` of the mesh ``mesh.example`` has the trust domain ``eu.mesh.example``. The trust domain stands in a CA as its
+URI SAN, as SPIFFE X.509-SVID (section 3.2) wants it of a signing certificate, so that its certificate says what it is for.
 """
 
 from __future__ import annotations
@@ -27,24 +29,34 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKDATING",
     "DEFAULT_LEAF_LIFETIME",
+    "ISSUING_LIFETIME",
     "LEAF_PURPOSES",
     "MAX_LEAF_LIFETIME",
     "ROOT_LIFETIME",
+    "WHOLE_MESH",
     "LeafRequest",
+    "build_issuing",
     "build_leaf",
     "build_root",
     "check_dns_name",
+    "check_region",
     "check_time",
     "default_dns_name",
+    "key_mark",
+    "region_trust_domain",
     "trust_domain_uri",
 ]
 
 ROOT_LIFETIME = timedelta(days=3652)  # 10 years
+ISSUING_LIFETIME = timedelta(days=90)
 DEFAULT_LEAF_LIFETIME = timedelta(hours=24)
 MAX_LEAF_LIFETIME = timedelta(days=90)
 BACKDATING = timedelta(minutes=2)  # for a reader whose clock is behind ours
 LEAF_PURPOSES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)  # a sidecar is both
 
+WHOLE_MESH = "mesh"  # the place of the one issuing CA of a mesh without regions
+
+_REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _MAX_DNS_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 _DNS_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 _NO_USAGE = dict.fromkeys(
@@ -100,6 +112,29 @@ def default_dns_name(peer: PeerId) -> str:
         raise ValidationError(f"node id {peer.node_id!r} makes no DNS name: give one, with --dns NAME") from error
 
 
+def check_region(region: str) -> str:
+    """Return *region* when it may name one: a single lower-case DNS label, and not ``mesh``.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    if not _REGION.fullmatch(region):
+        raise ValidationError(f"region {region[:80]!r} is not valid: use 1 to 63 of a-z, 0-9 or '-', such as eu or us-east")
+    if region == WHOLE_MESH:
+        raise ValidationError(f"region {region!r} is not valid: that word stands for a mesh without regions")
+    return region
+
+
+def region_trust_domain(region: str, trust_domain: str) -> str:
+    """Return the trust domain of *region* in the mesh *trust_domain*: ``eu.mesh.example``; of ``mesh``, the mesh's own."""
+    return trust_domain if region == WHOLE_MESH else f"{region}.{trust_domain}"
+
+
+def key_mark(public_key: EllipticCurvePublicKey) -> str:
+    """Return the first 8 hex digits of a CA's key identifier: what keeps the names of two CAs apart."""
+    return x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()[:8]
+
+
 def trust_domain_uri(trust_domain: str) -> str:
     """Return the SPIFFE id of a trust domain itself (SPIFFE-ID, section 2.1)."""
     return f"spiffe://{trust_domain}"
@@ -145,30 +180,37 @@ def build_root(trust_domain: str, public_key: EllipticCurvePublicKey, *, serial:
     if check_dns_name(trust_domain) != trust_domain:
         raise ValidationError(f"trust domain {trust_domain!r} must be in lower case")
     now = check_time(now)
-    key_id = x509.SubjectKeyIdentifier.from_public_key(public_key)
-    # The key's own mark in the name keeps two roots of one trust domain apart while one replaces the other.
-    name = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Blazen mesh"),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"root {key_id.digest.hex()[:8]}"),
-        ]
-    )
-    return (
-        x509.CertificateBuilder()
-        .issuer_name(name)
-        .subject_name(name)
-        .public_key(public_key)
-        .serial_number(serial)
-        .not_valid_before(now - BACKDATING)
-        .not_valid_after(now + ROOT_LIFETIME)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-        .add_extension(x509.KeyUsage(**{**_NO_USAGE, "key_cert_sign": True, "crl_sign": True}), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(trust_domain_uri(trust_domain))]), critical=False
-        )
-        .add_extension(key_id, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key), critical=False)
-    )
+    name = _ca_name("root", public_key)
+    return _build_ca(
+        name, name, public_key, trust_domain, serial=serial, path_length=1, start=now - BACKDATING, end=now + ROOT_LIFETIME
+    ).add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key), critical=False)
+
+
+def build_issuing(
+    region: str, public_key: EllipticCurvePublicKey, *, root: x509.Certificate, trust_domain: str, serial: int, now: datetime
+) -> x509.CertificateBuilder:
+    """Return the unsigned certificate of a region's issuing CA, for the root's key to sign (RFC 5280, section 4.2.1.10).
+
+    Args:
+        region: A region of the mesh, or ``mesh`` for a mesh without regions.
+        public_key: The issuing CA's own.
+        root: The root's certificate; the issuing CA lies within its life.
+        trust_domain: The mesh's, not the region's.
+        serial: At most 20 bytes, positive.
+        now: Current time, timezone-aware; validity starts two minutes earlier, for skewed clocks.
+
+    Raises:
+        ValidationError: The root is not valid at *now*, or *now* has no time zone.
+    """
+    now = _check_issuing_time(root, now)
+    own = region_trust_domain(region, trust_domain)
+    start = max(now - BACKDATING, root.not_valid_before_utc)
+    end = min(now + ISSUING_LIFETIME, root.not_valid_after_utc)
+    name = _ca_name(f"issuing {region}", public_key)
+    builder = _build_ca(name, root.subject, public_key, own, serial=serial, path_length=0, start=start, end=end)
+    # A host without a leading dot admits that host alone, to OpenSSL and BoringSSL; Go admits what is below it as well.
+    constraint = x509.NameConstraints(permitted_subtrees=[x509.UniformResourceIdentifier(own)], excluded_subtrees=None)
+    return builder.add_extension(constraint, critical=True).add_extension(_issued_by(root), critical=False)
 
 
 def build_leaf(
@@ -191,15 +233,10 @@ def build_leaf(
     Raises:
         ValidationError: The issuer is not valid at *now*, or *now* has no time zone.
     """
-    now = check_time(now)
+    now = _check_issuing_time(issuer, now)
     start, end = issuer.not_valid_before_utc, issuer.not_valid_after_utc
-    if not start <= now < end:
-        raise ValidationError(
-            f"the CA is valid from {start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ} and cannot issue at {now.isoformat()}"
-        )
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(request.peer))]
     names += [x509.DNSName(name) for name in request.dns_names]
-    issuer_key_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return (
         x509.CertificateBuilder()
         .issuer_name(issuer.subject)
@@ -213,5 +250,58 @@ def build_leaf(
         .add_extension(x509.KeyUsage(**{**_NO_USAGE, "digital_signature": True}), critical=True)
         .add_extension(x509.ExtendedKeyUsage(LEAF_PURPOSES), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key_id), critical=False)
+        .add_extension(_issued_by(issuer), critical=False)
+    )
+
+
+def _check_issuing_time(issuer: x509.Certificate, now: datetime) -> datetime:
+    now = check_time(now)
+    start, end = issuer.not_valid_before_utc, issuer.not_valid_after_utc
+    if not start <= now < end:
+        raise ValidationError(
+            f"the CA is valid from {start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ} and cannot issue at {now.isoformat()}"
+        )
+    return now
+
+
+def _ca_name(what: str, public_key: EllipticCurvePublicKey) -> x509.Name:
+    # The key's own mark in the name keeps two CAs apart while one replaces the other.
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Blazen mesh"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{what} {key_mark(public_key)}"),
+        ]
+    )
+
+
+def _issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    key_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_id)
+
+
+def _build_ca(
+    name: x509.Name,
+    issuer: x509.Name,
+    public_key: EllipticCurvePublicKey,
+    trust_domain: str,
+    *,
+    serial: int,
+    path_length: int,
+    start: datetime,
+    end: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(name)
+        .public_key(public_key)
+        .serial_number(serial)
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(x509.KeyUsage(**{**_NO_USAGE, "key_cert_sign": True, "crl_sign": True}), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(trust_domain_uri(trust_domain))]), critical=False
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from blazen_certs import store
-from blazen_certs.checks import Check, check_bundle, check_leaf, trust_domain_of
+from blazen_certs.checks import Check, check_bundle, check_leaf, check_lists
 from blazen_certs.facts import key_type_text
-from blazen_certs.pem import PemBlock, load_certificates, load_private_key, read_pem_file
+from blazen_certs.pem import PemBlock, load_certificates, load_crl, load_private_key, read_pem_file
+from blazen_certs.trust import Trust
 from blazen_peer.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Report:
     """What ``verify_identity`` found.
 
     Attributes:
-        directory: Where the three files are.
+        directory: Where the files are.
         checks: In the order in which they were made. Where a file does not decode, the checks that need it are not there.
     """
 
@@ -58,17 +59,20 @@ def verify_identity(
     *,
     at: datetime,
     node_id: str | None = None,
-    authority: x509.Certificate | None = None,
+    trust: Trust | None = None,
     reissue: str = "blazen-certs issue NODE",
+    resign: str = "blazen-certs crl",
 ) -> Report:
     """Check the identity in *directory*.
 
     Args:
-        directory: Holds ``tls.crt``, ``tls.key`` and ``bundle.crt``, itself or under ``current``.
+        directory: Holds ``tls.crt``, ``tls.key``, ``bundle.crt`` and ``crl.pem``, itself or under ``current``. Without
+            ``crl.pem`` revocation is not looked at, unless *trust* is given.
         at: The moment to check for, timezone-aware.
         node_id: Whose it must be; None takes any node.
-        authority: The CA that must be in the bundle, and whose trust domain the name must be in; None takes any.
-        reissue: The command that makes a new identity, for the fixes.
+        trust: The authority whose roots must be in the bundle, whose lists must be there, and whose regions the name must be
+            of; None takes any.
+        reissue, resign: The commands that make a new identity and new lists, for the fixes.
     """
     if (directory / store.CURRENT).is_symlink():
         directory = directory / store.CURRENT
@@ -87,29 +91,36 @@ def verify_identity(
             return value
         return None
 
-    chain = read(store.CERTIFICATE, load_certificates, _count)
+    chain = read(store.CERTIFICATE, load_certificates, lambda found: _count(len(found), "certificate"))
     key = read(store.KEY, _only_key, lambda key: f"{key_type_text(key.public_key())} private key")
-    anchors = read(store.BUNDLE, load_certificates, _count)
+    anchors = read(store.BUNDLE, load_certificates, lambda found: _count(len(found), "certificate"))
+    wanted = trust is not None or (directory / store.CRL).exists()
+    lists = read(store.CRL, _lists, lambda found: _count(len(found), "revocation list")) if wanted else None
     checks.append(_modes(directory))
     if anchors is not None:
-        checks.append(check_bundle(anchors, must_hold=authority, fix=fix))
+        checks.append(check_bundle(anchors, must_hold=[] if trust is None else trust.root_certificates, fix=fix))
     if chain is not None:
         checks += check_leaf(
             chain,
             anchors or [],
             at=at,
             node_id=node_id,
-            trust_domain=None if authority is None else trust_domain_of(authority),
+            trust_domain=None,
             public_key=None if key is None else key.public_key(),
             fix=fix,
+            lists=lists,
         )
+    if lists is not None:
+        own = [ca for ca in (chain or [])[1:] if chain is not None and ca.subject == chain[0].issuer]
+        issuers = own if trust is None else [issuer.certificate for issuer in trust.issuers_at(at)]
+        checks.append(check_lists(lists, issuers, at=at, fix=fix if trust is None else resign))
     return Report(directory, tuple(checks))
 
 
 def _modes(directory: Path) -> Check:
     """Nobody but the owner may read the key, nor change any of it."""
     wrong, fixes = [], []
-    for path in (directory, *(directory / name for name in (store.CERTIFICATE, store.KEY, store.BUNDLE))):
+    for path in (directory, *(directory / name for name in (store.CERTIFICATE, store.KEY, store.BUNDLE, store.CRL))):
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
         except OSError:
@@ -122,8 +133,12 @@ def _modes(directory: Path) -> Check:
     return Check("modes", True, "the key is the owner's alone, nobody else may write")
 
 
-def _count(certificates: Sequence[x509.Certificate]) -> str:
-    return f"{len(certificates)} certificate{'s' if len(certificates) != 1 else ''}"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _lists(blocks: Sequence[PemBlock]) -> list[x509.CertificateRevocationList]:
+    return [load_crl(block) for block in blocks]
 
 
 def _only_key(blocks: Sequence[PemBlock]) -> PrivateKeyTypes:

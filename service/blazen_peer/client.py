@@ -8,7 +8,8 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -16,15 +17,17 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from blazen_peer import jsontext, telemetry
+from blazen_peer import telemetry
+from blazen_peer.address_book import destination_of
 from blazen_peer.auth import AUTHORIZATION, TokenMinter
-from blazen_peer.config import MAX_MESSAGE_BYTES, check_timeout_secs, client_target
+from blazen_peer.config import MAX_MESSAGE_BYTES, client_target
 from blazen_peer.credentials import TokenSource
-from blazen_peer.errors import EncodeError, TransportError, ValidationError
-from blazen_peer.identity import check_node_id
+from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError
+from blazen_peer.port_class import PortClass
 from blazen_peer.ref_calls import RefCalls
 from blazen_peer.remote_stream import result_of
 from blazen_peer.repeats import Repeats
+from blazen_peer.requests import bounded_secs, request_of
 from blazen_peer.run_calls import RunCalls, check_invocation_id, check_retries, time_of_child, until_run_ends
 from blazen_peer.runtime.context import RunInfo, current_run
 from blazen_peer.runtime.result import WorkflowResult
@@ -33,8 +36,8 @@ from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import PEER_SERVICE
 from blazen_peer.transport.status import raised_by
 from blazen_peer.transport.tls import ClientTls
-from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
-from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata, PeerTraits
+from blazen_peer.wire import SubWorkflowResponse
+from blazen_peer.wire.metadata import CallMetadata, PeerTraits
 
 __all__ = ["PeerClient"]
 
@@ -54,14 +57,23 @@ class PeerClient(RefCalls, RunCalls):
     """
 
     def __init__(
-        self, address: str, client_node_id: str, token: str | None, max_message_bytes: int, tls: ClientTls | None = None
+        self,
+        address: str,
+        client_node_id: str | None,
+        token: str | None,
+        max_message_bytes: int,
+        tls: ClientTls | None = None,
+        data_class: str | None = None,
+        peers_file: str | Path | None = None,
     ) -> None:
         """Prepare a client without connecting it: use :meth:`connect`."""
         super().__init__()
-        self._node_id = check_node_id(client_node_id)
+        there = destination_of(address, client_node_id, data_class, peers_file, os.environ, tls=tls is not None)
+        self._node_id = there.node_id
         self._address = address
         self._max_message_bytes = max_message_bytes
-        self._channels = Channels(client_target(address, tls=tls is not None), max_message_bytes, tls)
+        self._channels = Channels(client_target(there.address, tls=tls is not None), max_message_bytes, tls)
+        self._port = PortClass(address, there.data_class, there.classes)
         self._tokens = TokenSource.of(token, os.environ)
         self._minter = TokenMinter(self._node_id)
         self._traits = PeerTraits()
@@ -73,30 +85,36 @@ class PeerClient(RefCalls, RunCalls):
     def connect(
         cls,
         address: str,
-        client_node_id: str,
+        client_node_id: str | None = None,
         *,
         token: str | None = None,
         timeout_secs: float = CONNECT_TIMEOUT_SECS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         tls: ClientTls | None = None,
+        data_class: str | None = None,
+        peers_file: str | Path | None = None,
     ) -> Self:
         """Connect, blocking: one health call goes all the way to the peer, through the sidecars where there are any.
 
         Args:
-            address: ``http://host:port`` (behind a sidecar its egress port) or ``unix:PATH``; ``https://host:port`` with *tls*.
-            client_node_id: Names the calling end in logs and traces, and in the token.
+            address: ``http://host:port`` (behind a sidecar its egress port) or ``unix:PATH``; ``https://host:port`` with *tls*;
+                ``peer:NAME``, which is looked up in the node's address book.
+            client_node_id: Names the calling end in logs and traces, and in the token; for ``peer:NAME`` by default the node
+                whose address book it is.
             token: The shared token; by default ``BLAZEN_PEER_TOKEN`` or the file that ``BLAZEN_PEER_TOKEN_FILE`` names.
             timeout_secs: How long to wait for the peer, in seconds.
             max_message_bytes: The largest message, each way.
             tls: From :func:`load_client_tls`, for a peer without a sidecar that speaks TLS itself.
+            data_class: The class of the data that goes there: the port must stamp it, or a stricter one.
+            peers_file: The address book, ``peers.json`` of this node; by default the file that ``BLAZEN_PEERS_FILE`` names.
 
         Raises:
-            ValidationError: The address, the node id or the token is not usable.
+            ValidationError: The address, the node id or the token is not usable, or the address book has no such port.
             TransportError: Nobody answered in time.
             TlsError: With *tls*, one end does not believe the other's certificate.
-            PermissionDeniedError: A sidecar on the way allows no flow from here to there.
+            PermissionDeniedError: A sidecar on the way allows no flow from here to there, or stamps a laxer class.
         """
-        client = cls(address, client_node_id, token, max_message_bytes, tls)
+        client = cls(address, client_node_id, token, max_message_bytes, tls, data_class, peers_file)
         run_in_background(client._greet(timeout_secs))
         return client
 
@@ -104,15 +122,17 @@ class PeerClient(RefCalls, RunCalls):
     async def connect_async(
         cls,
         address: str,
-        client_node_id: str,
+        client_node_id: str | None = None,
         *,
         token: str | None = None,
         timeout_secs: float = CONNECT_TIMEOUT_SECS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         tls: ClientTls | None = None,
+        data_class: str | None = None,
+        peers_file: str | Path | None = None,
     ) -> Self:
         """Connect as :meth:`connect` does, without blocking the running loop."""
-        client = cls(address, client_node_id, token, max_message_bytes, tls)
+        client = cls(address, client_node_id, token, max_message_bytes, tls, data_class, peers_file)
         await client._greet(timeout_secs)
         return client
 
@@ -148,6 +168,8 @@ class PeerClient(RefCalls, RunCalls):
 
         Raises:
             ValidationError: *input_json* is not JSON, or another argument is not usable. Nothing was sent.
+            PermissionDeniedError: The policy there does not allow it; or data of the class of the run in whose step this is
+                awaited may not go there, and nothing was sent.
             WorkflowError: The workflow ran and failed.
             PeerError: The call failed; its subclass and ``kind`` say how.
         """
@@ -173,7 +195,8 @@ class PeerClient(RefCalls, RunCalls):
                 if retries:
                     answer = await self._insist(request, metadata, deadline_secs, retries)
                 else:
-                    call = self._endpoint().invoke(request, timeout=deadline_secs, metadata=self._beside(metadata))
+                    endpoint = await self._ready(metadata.data_class)
+                    call = endpoint.invoke(request, timeout=deadline_secs, metadata=self._beside(metadata))
                     answer = await self._answer(call)
             except asyncio.CancelledError:
                 if parent is not None:
@@ -206,7 +229,7 @@ class PeerClient(RefCalls, RunCalls):
         Raises:
             PeerError: The call failed; kind "Unsupported" from a peer that is not one of ours.
         """
-        timeout_secs = _bounded_secs(timeout_secs)
+        timeout_secs = bounded_secs(timeout_secs)
         call = self._endpoint().describe(control_pb2.DescribeRequest(), timeout=timeout_secs, metadata=self._authorization())
         return await self._answer(call)
 
@@ -243,19 +266,47 @@ class PeerClient(RefCalls, RunCalls):
 
     async def _greet(self, timeout_secs: float) -> None:
         """Make sure that a peer answers, and learn its traits. UNIMPLEMENTED is an answer: Blazen's own have no health."""
-        timeout_secs = _bounded_secs(timeout_secs)
-        call = self._endpoint().check_health(health_pb2.HealthCheckRequest(), timeout=timeout_secs)
+        try:
+            self._traits = await self._met(self._endpoint(), bounded_secs(timeout_secs))
+        except PeerError:
+            await self.aclose()
+            raise
+
+    async def _met(self, endpoint: Endpoint, timeout_secs: float) -> PeerTraits:
+        """Ask for the peer's health, take what the port stamps, and return the traits.
+
+        Raises:
+            PeerError: Nobody answers, or the port stamps a laxer class than this client's.
+        """
+        call = endpoint.check_health(health_pb2.HealthCheckRequest(), timeout=timeout_secs)
+        answered = True
         try:
             await call
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return
-            await self.aclose()
-            failure = raised_by(error, greeting_over_tls=self._channels.over_tls)
-            if isinstance(failure, TransportError):  # a health check runs nothing, whatever became of it
-                failure = type(failure)(str(failure), may_have_run=False)
-            raise failure from error
-        self._traits = PeerTraits.decode(await call.trailing_metadata() or ())
+            answered = False
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                failure = raised_by(error, greeting_over_tls=self._channels.over_tls)
+                if isinstance(failure, TransportError):  # a health check runs nothing, whatever became of it
+                    failure = type(failure)(str(failure), may_have_run=False)
+                raise failure from error
+        trailing = tuple(await call.trailing_metadata() or ())
+        # An answer without a message has all its headers at the end.
+        self._port.learn((*(await call.initial_metadata() or ()), *(() if answered else trailing)))
+        endpoint.met = True
+        return PeerTraits.decode(trailing) if answered else PeerTraits()
+
+    async def _ready(self, data_class: str | None) -> Endpoint:
+        """Return the endpoint for a call that carries *data_class*. A new connection is asked first what it stamps.
+
+        Raises:
+            PeerError: Nobody answers, or what it stamps is laxer. Nothing was sent.
+        """
+        endpoint = self._endpoint()
+        if data_class is not None and not (endpoint.met and endpoint.is_connected):
+            endpoint.met = False  # whoever comes next asks too, until one has the answer
+            await self._met(endpoint, CONNECT_TIMEOUT_SECS)
+            self._port.check(data_class)
+        return endpoint
 
     def _prepared(
         self,
@@ -267,37 +318,22 @@ class PeerClient(RefCalls, RunCalls):
         parent: RunInfo | None,
     ) -> tuple[bytes, CallMetadata, float]:
         """Return the message, what travels beside it, and the RPC's own deadline in seconds."""
-        if isinstance(step_ids, str):
-            raise ValidationError("step_ids is one string: give a list of step ids")
-        if not isinstance(step_ids, Iterable):
-            raise ValidationError(f"step_ids is {type(step_ids).__name__}: give a list of step ids")
-        step_ids = tuple(step_ids)
-        for name in (workflow_name, *step_ids):
-            if not isinstance(name, str):
-                raise ValidationError(f"names of workflows and steps are text, not {type(name).__name__}")
-        if not isinstance(input_json, str):
-            raise ValidationError(f"input_json is {type(input_json).__name__}: give JSON text, such as json.dumps makes")
-        try:
-            jsontext.parse(input_json)
-        except ValidationError as error:
-            raise ValidationError(f"input_json is not JSON: {error}") from None
-        told_ms = self._traits.default_timeout_ms
-        run_secs, whole_secs, timeout_ms = UNTOLD_TIMEOUT_SECS if told_ms is None else told_ms / 1000, None, None
-        if timeout_secs is not None:
-            run_secs = _bounded_secs(timeout_secs)
-            whole_secs = math.ceil(run_secs)
-            timeout_ms = None if whole_secs == run_secs else math.ceil(round(run_secs * 1000, 6))
-        try:
-            envelope = SubWorkflowRequest(workflow_name, step_ids, input_json.encode(), whole_secs).encode()
-        except EncodeError as error:
-            raise ValidationError(str(error)) from None
-        message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
         limit = min(self._max_message_bytes, self._traits.max_message_bytes or self._max_message_bytes)
-        if len(message) > limit:
-            raise EncodeError(f"the request has {len(message)} bytes, over the limit of {limit}", len(message), limit)
+        message, run_secs, timeout_ms = request_of(workflow_name, step_ids, input_json, timeout_secs, limit)
+        if run_secs is None:
+            told_ms = self._traits.default_timeout_ms
+            run_secs = UNTOLD_TIMEOUT_SECS if told_ms is None else told_ms / 1000
+        data_class = self._port.of_call(parent)
         invocation_id = _new_id() if invocation_id is None else check_invocation_id(invocation_id)
         parent_run_id = None if parent is None else parent.run_id
-        metadata = CallMetadata(invocation_id, self._node_id, timeout_ms, parent_run_id=parent_run_id)
+        metadata = CallMetadata(
+            invocation_id,
+            self._node_id,
+            timeout_ms,
+            parent_run_id=parent_run_id,
+            data_class=data_class,
+            workflow=workflow_name,
+        )
         return message, metadata, run_secs + MARGIN_SECS
 
     async def _insist(self, request: bytes, metadata: CallMetadata, deadline_secs: float, retries: int) -> bytes:
@@ -307,8 +343,9 @@ class PeerClient(RefCalls, RunCalls):
         repeats = Repeats(retries, self._traits.instance_id)
         while True:
             sent = metadata._replace(instance_id=repeats.instance_id)
-            call = self._endpoint().invoke(request, timeout=max(0.0, ends - loop.time()), metadata=self._beside(sent))
             try:
+                endpoint = await self._ready(metadata.data_class)
+                call = endpoint.invoke(request, timeout=max(0.0, ends - loop.time()), metadata=self._beside(sent))
                 return await self._answer(call)
             except TransportError as error:
                 delay_secs = repeats.delay_secs(error, random.random())  # noqa: S311 - it spreads, it guards nothing
@@ -346,10 +383,6 @@ class PeerClient(RefCalls, RunCalls):
             return ()
         value = self._minter.header_value(self._tokens.keys(), now=time.time(), new_jti=_new_id)
         return ((AUTHORIZATION, value),)
-
-
-def _bounded_secs(timeout_secs: float) -> float:
-    return min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
 
 
 def _new_id() -> str:

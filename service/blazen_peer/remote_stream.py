@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Self, TypeAlias
 
 import grpc
@@ -24,7 +24,7 @@ __all__ = ["Open", "Read", "RemoteStream", "StreamCall", "result_of"]
 SILENCE_SECS: Final = 3 * HEARTBEAT_SECS
 
 StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, bytes]"
-Open: TypeAlias = Callable[[int, Repeats, float], StreamCall]
+Open: TypeAlias = Callable[[int, Repeats, float], Awaitable[StreamCall]]
 """Begins one connection's call: after a cursor, to the process that the repeats say, with that many seconds."""
 Read: TypeAlias = Callable[[bytes], SubWorkflowEvent]
 
@@ -106,7 +106,7 @@ class RemoteStream(AsyncIterator[Event]):
 
     async def _once(self, left_secs: float) -> AsyncGenerator[Event, None]:
         """Give what comes over one connection. Returns at the end of the run."""
-        call = self._open(self.cursor, self._repeats, left_secs)
+        call = await self._open(self.cursor, self._repeats, left_secs)
         silence = _Silence(call)
         try:
             async for message in call:

@@ -58,6 +58,9 @@ class RunCalls:
     async def _answer(self, call: Awaitable[T]) -> T:
         raise NotImplementedError
 
+    async def _ready(self, data_class: str | None) -> Endpoint:
+        raise NotImplementedError
+
     def _prepared(
         self,
         workflow_name: str,
@@ -92,6 +95,7 @@ class RunCalls:
 
         Raises:
             ValidationError: An argument is not usable.
+            PermissionDeniedError: Data of the class of the run in whose step this is called may not go there.
         """
         parent = current_run()
         timeout_secs = time_of_child(parent, timeout_secs)
@@ -100,9 +104,10 @@ class RunCalls:
         )
         check_retries(retries)
 
-        def begin(cursor: int, repeats: Repeats, left_secs: float) -> StreamCall:
+        async def begin(cursor: int, repeats: Repeats, left_secs: float) -> StreamCall:
             sent = metadata._replace(cursor=cursor or None, instance_id=repeats.instance_id if retries else None)
-            return self._endpoint().stream(request, timeout=left_secs, metadata=self._beside(sent))
+            endpoint = await self._ready(metadata.data_class)
+            return endpoint.stream(request, timeout=left_secs, metadata=self._beside(sent))
 
         return self._streamed(metadata, begin, _read_envelope, retries, 0, deadline_secs, parent)
 
@@ -125,7 +130,7 @@ class RunCalls:
         check_retries(retries)
         secs = MAX_TIMEOUT_SECS if timeout_secs is None else min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
 
-        def begin(cursor: int, _: Repeats, left_secs: float) -> StreamCall:
+        async def begin(cursor: int, _: Repeats, left_secs: float) -> StreamCall:
             request = control_pb2.AttachRequest(invocation_id=invocation_id, cursor=cursor)
             return self._endpoint().attach(request, timeout=left_secs, metadata=self._beside(metadata))
 

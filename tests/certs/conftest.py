@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from blazen_certs import Authority
 from blazen_certs.cli import main
-from blazen_certs.pem import certificates_pem, load_private_key, read_pem_file
+from blazen_certs.keys import load_issuing_key
 
 NOW = datetime(2026, 1, 15, 12, 0, 0, tzinfo=UTC)
 URI = "spiffe://mesh.test/peer/analyst"
@@ -66,9 +66,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.fixture
 def forge(authority: Authority) -> Callable[..., tuple[x509.Certificate, ec.EllipticCurvePrivateKey]]:
-    """Sign a leaf by the authority's own key, right in all but what the arguments change. Returns it with its key."""
-    issuer_key = load_private_key(read_pem_file(authority.directory / "ca" / "ca.key")[0])
-    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    """Sign a leaf by the issuing CA's own key, right in all but what the arguments change. Returns it with its key."""
+    issuer = authority.trust().issuer()
+    issuer_key = load_issuing_key(issuer)
 
     def make(
         *,
@@ -93,7 +93,7 @@ def forge(authority: Authority) -> Callable[..., tuple[x509.Certificate, ec.Elli
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name.from_rfc4514_string(subject) if subject else x509.Name([]))
-            .issuer_name(authority.certificate.subject)
+            .issuer_name(issuer.certificate.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(start)
@@ -109,14 +109,3 @@ def forge(authority: Authority) -> Callable[..., tuple[x509.Certificate, ec.Elli
         return builder.sign(signer, hashes.SHA256()), key
 
     return make
-
-
-@pytest.fixture
-def replace_certificate(authority: Authority) -> Callable[..., None]:
-    """Put other certificates into a node's current ``tls.crt``."""
-
-    def put(node_id: str, *certificates: x509.Certificate) -> None:
-        path = authority.directory / "nodes" / node_id / "current" / "tls.crt"
-        path.write_bytes(certificates_pem(certificates))
-
-    return put

@@ -11,25 +11,27 @@ from pathlib import Path
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from blazen_certs import Authority, CertificateError, IssuedIdentity, StoreError
+from blazen_certs import Authority, CertificateError, IssuedIdentity, RootKeys, StoreError
 from blazen_certs.pem import certificates_pem
 from blazen_peer.errors import ValidationError
 from blazen_peer.identity import PeerId
+
+ISSUING = "issuing/mesh/v1"
 
 
 def test_created_and_opened_are_the_same(store: Path, now: datetime) -> None:
     """What ``open`` reads is what ``create`` made, trust domain included."""
     created = Authority.create(store, "mesh.test", now=now)
     opened = Authority.open(store)
-    assert (opened.certificate, opened.trust_domain) == (created.certificate, "mesh.test")
+    assert (opened.trust(), opened.trust_domain) == (created.trust(), "mesh.test")
 
 
 def test_second_creation_is_refused(authority: Authority, now: datetime) -> None:
     """A CA is never overwritten, not even by one for another trust domain."""
-    before = (authority.directory / "ca" / "ca.key").read_bytes()
+    before = (authority.directory / "root/v1/root.key").read_bytes()
     with pytest.raises(StoreError, match="already holds a CA"):
         Authority.create(authority.directory, "other.test", now=now)
-    assert (authority.directory / "ca" / "ca.key").read_bytes() == before
+    assert (authority.directory / "root/v1/root.key").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,14 @@ def test_nothing_to_open(store: Path) -> None:
 
 def test_certificate_without_key_cannot_issue(authority: Authority) -> None:
     """On a machine that has only the CA's certificate, the error says that the key is what is missing."""
-    (authority.directory / "ca" / "ca.key").unlink()
+    (authority.directory / ISSUING / "ca.key").unlink()
     with pytest.raises(StoreError, match="key is not in"):
         Authority.open(authority.directory)
 
 
 def test_key_open_to_others_is_refused(authority: Authority) -> None:
     """As ssh does: a CA key that others may read is not used."""
-    (authority.directory / "ca" / "ca.key").chmod(0o640)
+    (authority.directory / ISSUING / "ca.key").chmod(0o640)
     with pytest.raises(StoreError, match="0640, open to other users: run chmod 600"):
         Authority.open(authority.directory)
 
@@ -74,7 +76,7 @@ def test_key_open_to_others_is_refused(authority: Authority) -> None:
 def test_key_of_another_ca_is_refused(authority: Authority, now: datetime, tmp_path: Path) -> None:
     """A CA's certificate beside another's key issues nothing."""
     other = Authority.create(tmp_path / "other", "mesh.test", now=now)
-    shutil.copy(other.directory / "ca" / "ca.key", authority.directory / "ca" / "ca.key")
+    shutil.copy(other.directory / ISSUING / "ca.key", authority.directory / ISSUING / "ca.key")
     with pytest.raises(CertificateError, match="key: the private key is another's"):
         Authority.open(authority.directory)
 
@@ -82,23 +84,24 @@ def test_key_of_another_ca_is_refused(authority: Authority, now: datetime, tmp_p
 def test_leaf_as_ca_is_refused(authority: Authority, now: datetime) -> None:
     """A node's certificate and key put in the CA's place issue nothing: it names a node, not a trust domain."""
     node = authority.issue("analyst", now=now)
-    shutil.copy(node.certificate_path, authority.directory / "ca" / "ca.crt")
-    shutil.copy(node.key_path, authority.directory / "ca" / "ca.key")
-    with pytest.raises(ValidationError):
+    (authority.directory / ISSUING / "ca.crt").write_bytes(certificates_pem([node.certificate]))
+    shutil.copy(node.key_path, authority.directory / ISSUING / "ca.key")
+    with pytest.raises(StoreError, match="no issuing CA of a trusted root"):
         Authority.open(authority.directory)
 
 
 def test_two_certificates_in_the_ca_file(authority: Authority) -> None:
     """``ca.crt`` holds one certificate, so that nobody wonders which one issues."""
-    (authority.directory / "ca" / "ca.crt").write_bytes(certificates_pem([authority.certificate] * 2))
+    (authority.directory / ISSUING / "ca.crt").write_bytes(certificates_pem(authority.trust().issuer_certificates * 2))
     with pytest.raises(ValidationError, match="expected one certificate, found 2"):
         Authority.open(authority.directory)
 
 
 def test_key_is_not_in_the_repr(authority: Authority) -> None:
-    """An authority in a log line shows no key."""
-    assert "_key=" not in repr(authority)
-    assert "PrivateKey" not in repr(authority)
+    """An authority in a log line shows no key and no passphrase."""
+    shown = repr(Authority.open(authority.directory, keys=RootKeys(passphrase=b"open sesame")))
+    assert "sesame" not in shown
+    assert "PrivateKey" not in shown
 
 
 @pytest.mark.parametrize("node_id", ["", "../ca", "a/b", "-a", ".hidden", "a\n"])
@@ -115,10 +118,12 @@ def test_issued_identity(authority: Authority, now: datetime) -> None:
     assert first.path == authority.directory / "nodes" / "analyst"
     assert (first.peer, first.version) == (PeerId("mesh.test", "analyst"), 1)
     assert first.certificate.not_valid_after_utc == now + timedelta(hours=2)
-    assert first.certificate_path.read_bytes() == certificates_pem([first.certificate])
-    assert first.bundle_path.read_bytes() == certificates_pem([authority.certificate])
+    issuing, roots = authority.trust().issuer_certificates, authority.trust().root_certificates
+    assert first.certificate_path.read_bytes() == certificates_pem([first.certificate, *issuing])
+    assert first.bundle_path.read_bytes() == certificates_pem(roots)
+    assert first.crl_path.read_bytes() == authority.trust().crl_pem
     second = authority.issue("analyst", now=now)
-    assert first.certificate_path.read_bytes() == certificates_pem([second.certificate])
+    assert first.certificate_path.read_bytes() == certificates_pem([second.certificate, *issuing])
     assert second.certificate.serial_number != first.certificate.serial_number
     assert second.certificate.public_key() != first.certificate.public_key()
 
@@ -193,6 +198,12 @@ def test_openssl_verifies_the_chain(store: Path, purpose: str) -> None:
     """The openssl command, in its strict mode, accepts the files for both ends."""
     identity = Authority.create(store, "mesh.test").issue("analyst")
     command = ["openssl", "verify", "-x509_strict", "-purpose", purpose]
-    command += ["-CAfile", str(identity.bundle_path), str(identity.certificate_path)]
+    command += [
+        "-CAfile",
+        str(identity.bundle_path),
+        "-untrusted",
+        str(identity.certificate_path),
+        str(identity.certificate_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -38,7 +38,13 @@ def test_init_and_issue_say_what_they_made(run: Run, tmp_path: Path) -> None:
     """People see the trust domain, the files, the end of validity and the next command."""
     first = run("init", "--trust-domain", "mesh.test")
     assert (first.code, first.err) == (0, "")
-    for text in ("made the CA of mesh.test", ".mesh/certs/ca/ca.crt", ".mesh/certs/ca/ca.key", "next: blazen-certs issue NODE"):
+    for text in (
+        "made the CA of mesh.test",
+        ".mesh/certs/root/v1/root.crt",
+        ".mesh/certs/root/v1/root.key",
+        ".mesh/certs/issuing/mesh/v1",
+        "next: blazen-certs issue NODE",
+    ):
         assert text in first.out
     second = run("issue", "analyst")
     assert (second.code, second.err) == (0, "")
@@ -51,12 +57,13 @@ def test_json_of_init_and_issue(run: Run) -> None:
     """Scripts get one object with the paths, the end and the fingerprint."""
     made = json.loads(run("init", "--trust-domain", "mesh.test", "--json").out)
     assert made["trust_domain"] == "mesh.test"
-    assert set(made) == {"trust_domain", "certificate", "key", "not_after", "sha256"}
+    assert set(made) == {"trust_domain", "certificate", "key", "encrypted", "not_after", "sha256", "issuing"}
+    assert [(ca["region"], ca["trust_domain"]) for ca in made["issuing"]] == [(None, "mesh.test")]
     issued = json.loads(run("issue", "analyst", "--dns", "a.test", "--dns", "b.test", "--json").out)
     assert issued["spiffe_id"] == "spiffe://mesh.test/peer/analyst"
     assert (issued["directory"], issued["version"], issued["key"]) == (NODE, 1, f"{NODE}/current/tls.key")
     shown = json.loads(run("inspect", "analyst", "--json").out)["objects"]
-    assert [item["dns_names"] for item in shown] == [["a.test", "b.test"]]
+    assert [item["dns_names"] for item in shown] == [["a.test", "b.test"], []]
     assert (shown[0]["serial"], shown[0]["sha256"]) == (issued["serial"], issued["sha256"])
 
 
@@ -71,7 +78,7 @@ WRONG: list[Any] = [
     pytest.param(["issue", "a", "--lifetime-hours", "nan"], "--lifetime-hours nan is not allowed", id="lifetime-nan"),
     pytest.param(["issue", "a", "--lifetime-hours", "2161"], "at most 2160", id="lifetime-too-long"),
     pytest.param(["issue", "a", "--lifetime-hours", "day"], "Invalid value for '--lifetime-hours'", id="lifetime-a-word"),
-    pytest.param(["issue", "a", "--dir", "nowhere"], "there is no CA in nowhere/ca", id="no-store"),
+    pytest.param(["issue", "a", "--dir", "nowhere"], "there is no CA in nowhere", id="no-store"),
     pytest.param(["inspect"], "Missing argument", id="inspect-nothing"),
     pytest.param(["inspect", "nobody"], "nobody is neither a file nor a node", id="inspect-nobody"),
     pytest.param(["inspect", "garbage.pem"], "no PEM in it", id="inspect-garbage"),
@@ -111,7 +118,7 @@ def test_unreadable_directory_is_one_line(mesh: Run, tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback(mesh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that is not expected is not made into a friendly line."""
-    monkeypatch.setattr(Authority, "open", lambda _: 1 / 0)
+    monkeypatch.setattr(Authority, "open", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mesh("issue", "analyst")
 
@@ -154,11 +161,11 @@ def test_inspect_tells_ca_from_leaf_and_joins_key_to_certificate(mesh: Run) -> N
     objects = json.loads(mesh("inspect", "analyst", f"{NODE}/current/tls.key", f"{NODE}/current/bundle.crt", "--json").out)[
         "objects"
     ]
-    leaf, key, ca = objects
-    assert [item["kind"] for item in objects] == ["certificate", "private-key", "certificate"]
-    assert (leaf["ca"], ca["ca"]) == (False, True)
-    assert leaf["public_key_sha256"] == key["public_key_sha256"] != ca["public_key_sha256"]
-    assert ca["spiffe_id"] == "spiffe://mesh.test"
+    leaf, issuing, key, root = objects
+    assert [item["kind"] for item in objects] == ["certificate", "certificate", "private-key", "certificate"]
+    assert (leaf["ca"], issuing["ca"], root["ca"]) == (False, True, True)
+    assert leaf["public_key_sha256"] == key["public_key_sha256"] != root["public_key_sha256"]
+    assert issuing["spiffe_id"] == root["spiffe_id"] == "spiffe://mesh.test"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -176,9 +183,9 @@ def test_inspect_never_shows_a_key(mesh: Run, tmp_path: Path, as_json: bool) -> 
 
 def test_inspect_reads_every_kind(mesh: Run, tmp_path: Path) -> None:
     """A CRL, a request, a public key, an encrypted key and openssl's EC parameters in one file are all understood."""
-    key = load_private_key(read_pem_file(tmp_path / ".mesh/certs/ca/ca.key")[0])
+    key = load_private_key(read_pem_file(tmp_path / ".mesh/certs/root/v1/root.key")[0])
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    ca = load_certificate(read_pem_file(tmp_path / ".mesh/certs/ca/ca.crt")[0])
+    ca = load_certificate(read_pem_file(tmp_path / ".mesh/certs/root/v1/root.crt")[0])
     start = ca.not_valid_before_utc
     revoked = x509.RevokedCertificateBuilder().serial_number(0xABCDEF).revocation_date(start).build()
     crl = (
@@ -216,7 +223,7 @@ def test_inspect_does_not_let_a_name_steer_the_terminal(mesh: Run, tmp_path: Pat
     """Control characters in a stranger's certificate are shown as escapes, and markup as text."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "\x1b[31m[red]evil")])
-    ca = load_certificate(read_pem_file(tmp_path / ".mesh/certs/ca/ca.crt")[0])
+    ca = load_certificate(read_pem_file(tmp_path / ".mesh/certs/root/v1/root.crt")[0])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, ca.not_valid_before_utc, ca.not_valid_after_utc)
     (tmp_path / "evil.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
     shown = mesh("inspect", "evil.pem").out
@@ -226,6 +233,6 @@ def test_inspect_does_not_let_a_name_steer_the_terminal(mesh: Run, tmp_path: Pat
 
 def test_file_and_node_of_one_name(mesh: Run, tmp_path: Path) -> None:
     """A bare name is the node where there is one; ./NAME is always the file."""
-    (tmp_path / "analyst").write_bytes((tmp_path / ".mesh/certs/ca/ca.crt").read_bytes())
+    (tmp_path / "analyst").write_bytes((tmp_path / ".mesh/certs/root/v1/root.crt").read_bytes())
     assert json.loads(mesh("inspect", "analyst", "--json").out)["objects"][0]["ca"] is False
     assert json.loads(mesh("inspect", "./analyst", "--json").out)["objects"][0]["ca"] is True

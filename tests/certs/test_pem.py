@@ -71,7 +71,7 @@ def test_block_that_does_not_decode_is_refused(text: bytes) -> None:
 
 def test_key_where_a_certificate_belongs(authority: Authority) -> None:
     """A key file given as a certificate says what was found."""
-    block = read_pem_file(authority.directory / "ca" / "ca.key")[0]
+    block = read_pem_file(authority.directory / "root/v1/root.key")[0]
     with pytest.raises(ValidationError, match="found PRIVATE KEY, expected CERTIFICATE"):
         load_certificate(block)
 
@@ -101,11 +101,11 @@ def test_oversized_file_is_not_read(tmp_path: Path) -> None:
 
 def test_every_prefix_is_refused(authority: Authority) -> None:
     """A certificate file cut anywhere is refused; only the last line end may be missing."""
-    whole = certificates_pem([authority.certificate])
+    whole = certificates_pem(authority.trust().root_certificates)
     for end in range(len(whole) - 1):
         with pytest.raises(ValidationError):
             split_pem(whole[:end], "f")
-    assert load_certificate(split_pem(whole[:-1], "f")[0]) == authority.certificate
+    assert load_certificate(split_pem(whole[:-1], "f")[0]) == authority.trust().root.certificate
 
 
 LABELS = ["CERTIFICATE", "PRIVATE KEY", "EC PRIVATE KEY", "PUBLIC KEY", "X509 CRL", "CERTIFICATE REQUEST", "OTHER"]

@@ -38,7 +38,7 @@ DAMAGE: list[Any] = [
     ),
     pytest.param(lambda d, a: (d / "tls.key").unlink(), "tls.key", "No such file", id="no-key"),
     pytest.param(
-        lambda d, a: (d / "tls.key").write_bytes((a.directory / "ca" / "ca.key").read_bytes()),
+        lambda d, a: (d / "tls.key").write_bytes((a.directory / "issuing/mesh/v1/ca.key").read_bytes()),
         "key",
         "another's",
         id="wrong-key",
@@ -69,14 +69,14 @@ def test_damage_fails_its_own_check(authority: Authority, now: datetime, damage:
 def _whole(authority: Authority, now: datetime) -> None:
     """Before any damage, the identity is valid, by the same call."""
     identity = authority.issue("analyst", now=now)
-    assert verify_identity(identity.path, at=now, node_id="analyst", authority=authority.certificate).ok
+    assert verify_identity(identity.path, at=now, node_id="analyst", trust=authority.trust()).ok
 
 
 def test_bundle_of_another_ca(authority: Authority, now: datetime) -> None:
     """A bundle that was swapped for another CA's fails as bundle of this store, and as chain."""
     identity = authority.issue("analyst", now=now)
-    identity.bundle_path.write_bytes(certificates_pem([_other_authority(identity.bundle_path).certificate]))
-    report = verify_identity(identity.path, at=now, node_id="analyst", authority=authority.certificate)
+    identity.bundle_path.write_bytes(certificates_pem(_other_authority(identity.bundle_path).trust().root_certificates))
+    report = verify_identity(identity.path, at=now, node_id="analyst", trust=authority.trust())
     assert [check.name for check in report.checks if not check.ok] == ["bundle", "chain"]
 
 
@@ -84,10 +84,10 @@ def test_whole_identity_of_another_ca(authority: Authority, now: datetime) -> No
     """An identity that is consistent in itself, but of another CA than the store's, fails."""
     home = authority.directory / "nodes" / "analyst" / "current"
     other = _other_authority(home / "x").issue("analyst", now=now)
-    for name in ("tls.crt", "tls.key", "bundle.crt"):
+    for name in ("tls.crt", "tls.key", "bundle.crt", "crl.pem"):
         shutil.copy(other.path / "current" / name, home / name)
-    report = verify_identity(home.parent, at=now, node_id="analyst", authority=authority.certificate)
-    assert [check.name for check in report.checks if not check.ok] == ["bundle"]
+    report = verify_identity(home.parent, at=now, node_id="analyst", trust=authority.trust())
+    assert [check.name for check in report.checks if not check.ok] == ["bundle", "lists"]
 
 
 def test_files_of_another_node(authority: Authority, now: datetime) -> None:
@@ -100,14 +100,14 @@ def test_files_of_another_node(authority: Authority, now: datetime) -> None:
 @pytest.mark.parametrize(
     ("at", "failing"),
     [
-        pytest.param(timedelta(minutes=-3), ["dates"], id="before"),
+        pytest.param(timedelta(minutes=-3), ["dates", "lists"], id="before"),
         pytest.param(timedelta(hours=23), [], id="within"),
-        pytest.param(timedelta(hours=25), ["dates"], id="after"),
-        pytest.param(timedelta(days=36500), ["dates"], id="a-century-later"),
+        pytest.param(timedelta(hours=25), ["dates", "lists"], id="after"),
+        pytest.param(timedelta(days=36500), ["dates", "lists"], id="a-century-later"),
     ],
 )
 def test_at_another_time(authority: Authority, now: datetime, at: timedelta, failing: list[str]) -> None:
-    """Only the dates depend on the time."""
+    """Only the dates depend on the time: the certificate's, and those of the revocation lists."""
     report = verify_identity(authority.directory / "nodes" / "analyst", at=now + at, node_id="analyst")
     assert [check.name for check in report.checks if not check.ok] == failing
 
@@ -134,14 +134,14 @@ def test_command_says_what_failed(run: Callable[..., Any], tmp_path: Path) -> No
     good = run("verify", "analyst")
     assert (good.code, good.err) == (0, "")
     assert "FAIL" not in good.out
-    assert "valid: all 14 checks hold" in good.out
+    assert "valid: all 18 checks hold" in good.out
 
     bad = run("verify", "analyst", "--at", "2100-01-01")
     lines = bad.out.splitlines()
     place = next(index for index, line in enumerate(lines) if line.startswith("FAIL  dates"))
     assert bad.code == 1
     assert "fix: issue it anew: blazen-certs issue analyst" in lines[place + 1]
-    assert lines[-1] == "not valid: 1 of 14 checks failed"
+    assert lines[-1] == "not valid: 1 of 18 checks failed"
 
     found = json.loads(run("verify", "analyst", "--at", "2100-01-01T00:00:00+02:00", "--json").out)
     assert (found["valid"], found["at"]) == (False, "2099-12-31T22:00:00Z")

@@ -239,6 +239,7 @@ def test_address_book() -> None:
     assert address_book(mesh, "a") == {
         "node": "a",
         "region": "eu",
+        "data": ["personal", "internal"],
         "peers": {
             "b": [
                 {"data_class": "personal", "address": "127.0.0.1:1003"},
@@ -247,10 +248,10 @@ def test_address_book() -> None:
             "c": [{"data_class": "internal", "address": "127.0.0.1:1005"}],
         },
     }
-    assert address_book(mesh, "c") == {"node": "c", "region": "us", "peers": {}}
+    assert address_book(mesh, "c") == {"node": "c", "region": "us", "data": ["personal", "internal"], "peers": {}}
     plain = parse_mesh(tomllib.loads(GOOD))
     entry = {"data_class": None, "address": "127.0.0.1:1003"}
-    assert address_book(plain, "a") == {"node": "a", "region": None, "peers": {"b": [entry]}}
+    assert address_book(plain, "a") == {"node": "a", "region": None, "data": [], "peers": {"b": [entry]}}
 
 
 @pytest.mark.parametrize(("place", "value", "problem"), REFUSED_CLASSED)

@@ -81,7 +81,9 @@ async def test_caller_of_another_authority(start_mesh: Any, certificates: Any, s
     """A certificate of another CA with the right name in it is refused; each end would be enough to refuse."""
     identity = Authority.create(short_dir / "other", "mesh.test").issue("intake").path
     # It trusts the mesh's CA, so that only analyst's sidecar can be what refuses.
-    (identity / "current" / "bundle.crt").write_bytes(certificates.issue("x").bundle_path.read_bytes())
+    other = certificates.issue("x").path
+    for name in ("bundle.crt", "crl.pem"):
+        (identity / "current" / name).write_bytes((other / "current" / name).read_bytes())
     mesh = await start_mesh(identities={"intake": identity})
     assert (await refusal(mesh)).code() is grpc.StatusCode.UNAVAILABLE
     assert (await mesh.wait_log("analyst", log="connection"))[0]["failure"].find("CERTIFICATE_VERIFY_FAILED") > 0

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from blazen_certs import Authority, IssuedIdentity
+from blazen_certs.keys import load_issuing_key
 from blazen_certs.pem import certificates_pem, private_key_pem
 from blazen_peer import (
     ClientTls,
@@ -76,13 +77,14 @@ class Mesh:
         """Write a certificate of the CA's that ``blazen-certs`` would never issue: with these names."""
         folder.mkdir()
         key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-        builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.ca.certificate.subject)
+        issuer = self.ca.trust().issuer()
+        builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(issuer.certificate.subject)
         builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
-        leaf = builder.sign(self.ca._key, hashes.SHA256())
-        (folder / "cert.pem").write_bytes(certificates_pem([leaf]))
+        leaf = builder.sign(load_issuing_key(issuer), hashes.SHA256())
+        (folder / "cert.pem").write_bytes(certificates_pem([leaf, issuer.certificate]))
         (folder / "key.pem").write_bytes(private_key_pem(key))
         return folder / "cert.pem", folder / "key.pem", self.client.bundle_path
 

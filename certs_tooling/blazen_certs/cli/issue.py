@@ -29,6 +29,10 @@ def issue(
     lifetime_hours: Annotated[
         float, typer.Option(metavar="HOURS", help="How long it is valid: at most 2160 (90 days), and never longer than the CA.")
     ] = 24.0,
+    region: Annotated[
+        str | None,
+        typer.Option("--region", metavar="NAME", help="Its region. Not needed again, nor in a mesh without regions."),
+    ] = None,
     directory: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -38,7 +42,7 @@ def issue(
 
       blazen-certs issue analyst
 
-      blazen-certs issue analyst --dns analyst.internal --lifetime-hours 8
+      blazen-certs issue analyst --region eu --dns analyst.internal --lifetime-hours 8
     """
     if not 0 < lifetime_hours <= _MAX_LIFETIME_HOURS:
         raise ValidationError(
@@ -46,7 +50,7 @@ def issue(
         )
     now = datetime.now(UTC).replace(microsecond=0)
     identity = Authority.open(directory).issue(
-        node, now=now, lifetime=timedelta(hours=lifetime_hours), dns_names=tuple(dns or ())
+        node, now=now, lifetime=timedelta(hours=lifetime_hours), dns_names=tuple(dns or ()), region=region
     )
     end = identity.certificate.not_valid_after_utc
     if as_json:
@@ -59,6 +63,7 @@ def issue(
                 "certificate": str(identity.certificate_path),
                 "key": str(identity.key_path),
                 "bundle": str(identity.bundle_path),
+                "crl": str(identity.crl_path),
                 "serial": f"{identity.certificate.serial_number:x}",
                 "not_after": time_text(end),
                 "sha256": sha256(identity.certificate),
@@ -66,10 +71,11 @@ def issue(
         )
         return
     current = identity.path / store.CURRENT
+    names = ", ".join((store.CERTIFICATE, store.KEY, store.BUNDLE, store.CRL))
     print_lines(
         [
             Text.assemble("issued ", (str(identity.peer), "cyan")),
-            f"  files        {current} -> v{identity.version}  ({store.CERTIFICATE}, {store.KEY}, {store.BUNDLE})",
+            f"  files        {current} -> v{identity.version}  ({names})",
             f"  valid until  {time_text(end)}  ({timespan_text(end - now)})",
         ]
     )

@@ -43,6 +43,7 @@ class Endpoint:
 
     Attributes:
         farewells: Tasks that end child runs; closing waits for them, shortly.
+        met: Whether the port of the connection as it is was asked what it stamps.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Endpoint:
         server_name: str | None = None,
     ) -> None:
         self.credentials = credentials
+        self.met = False
         limits = (
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -128,6 +130,11 @@ class Endpoint:
                 response_deserializer=health_pb2.HealthCheckResponse.FromString,
             )
         )
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection: a lost one is made anew by the next call, and may lead somewhere else."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def close(self) -> None:
         """Close the channel."""

@@ -129,7 +129,9 @@ Identity = Callable[[Authority, Path], Path]
 def of_another_authority(certificates: Authority, scratch: Path) -> Path:
     """Return intake's identity as another CA made it, trusting the right one, so that only the other end can refuse."""
     path = Authority.create(scratch / "other", "mesh.test").issue("intake").path
-    (path / "current" / "bundle.crt").write_bytes(certificates.issue("bystander").bundle_path.read_bytes())
+    bystander = certificates.issue("bystander").path
+    for name in ("bundle.crt", "crl.pem"):
+        (path / "current" / name).write_bytes((bystander / "current" / name).read_bytes())
     return path
 
 

@@ -8,9 +8,10 @@ async def test_something(start_pair, examine):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -42,20 +43,33 @@ def registry() -> Registry:
 
 @pytest.fixture
 async def start_pair(start_mesh: Any) -> AsyncIterator[StartPair]:
-    """A factory: a mesh whose nodes named in ``serve`` have real servers; all other options are ``start_mesh``'s."""
+    """A factory: a mesh whose nodes named in ``serve`` have real servers.
+
+    Args:
+        serve: Those nodes.
+        injected: The token that sidecars add where they are to.
+        proofs: Other proof files than the sidecar's own, for some servers.
+        options: ``start_mesh``'s.
+    """
     async with AsyncExitStack() as stack:
 
-        async def start(*args: Any, serve: Sequence[str] = ("intake", "analyst"), token: str = TOKEN, **options: Any) -> Any:
-            mesh = await start_mesh(*args, stand_ins=False, token=TOKEN, **options)
+        async def start(
+            *args: Any,
+            serve: Sequence[str] = ("intake", "analyst"),
+            injected: str = TOKEN,
+            proofs: Mapping[str, Path] = MappingProxyType({}),
+            **options: Any,
+        ) -> Any:
+            mesh = await start_mesh(*args, stand_ins=False, token=injected, **options)
             for node in serve:
                 ensure_secret(mesh.proof_file(node))
                 server = PeerServer(
                     node,
                     registry=registry(),
-                    token=token,
+                    token=TOKEN,
                     require_identity=True,
                     settings=QUICK,
-                    sidecar_proof_file=mesh.proof_file(node),
+                    sidecar_proof_file=proofs.get(node) or mesh.proof_file(node),
                 )
                 await stack.enter_async_context(server.serving(mesh.listen(node)))
             return mesh
