@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-import random
-import secrets
-import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
-
-import grpc
-from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2
+from typing import Self
 
 from blazen_peer import telemetry
 from blazen_peer.address_book import destination_of
-from blazen_peer.auth import AUTHORIZATION, TokenMinter
+from blazen_peer.auth import TokenMinter
+from blazen_peer.carriage import CONNECT_TIMEOUT_SECS, MARGIN_SECS
 from blazen_peer.config import MAX_MESSAGE_BYTES, client_target
 from blazen_peer.credentials import TokenSource
-from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError
+from blazen_peer.errors import PeerError, ValidationError
 from blazen_peer.port_class import PortClass
 from blazen_peer.ref_calls import RefCalls
 from blazen_peer.remote_stream import result_of
-from blazen_peer.repeats import Repeats
-from blazen_peer.requests import bounded_secs, request_of
-from blazen_peer.run_calls import RunCalls, check_invocation_id, check_retries, time_of_child, until_run_ends
-from blazen_peer.runtime.context import RunInfo, current_run
+from blazen_peer.requests import bounded_secs
+from blazen_peer.run_calls import RunCalls, check_retries, time_of_child, until_run_ends
+from blazen_peer.runtime.context import current_run
 from blazen_peer.runtime.result import WorkflowResult
-from blazen_peer.transport.channels import Channels, Endpoint, run_in_background
-from blazen_peer.transport.proto import control_pb2, peer_pb2
+from blazen_peer.transport.channels import Channels, run_in_background
+from blazen_peer.transport.lanes import LANE_MODES, LaneMode
+from blazen_peer.transport.proto import control_pb2
 from blazen_peer.transport.servicer import PEER_SERVICE
-from blazen_peer.transport.status import raised_by
 from blazen_peer.transport.tls import ClientTls
 from blazen_peer.wire import SubWorkflowResponse
-from blazen_peer.wire.metadata import CallMetadata, PeerTraits
+from blazen_peer.wire.metadata import PeerTraits
 
 __all__ = ["PeerClient"]
-
-T = TypeVar("T")
-
-CONNECT_TIMEOUT_SECS: Final = 5.0
-UNTOLD_TIMEOUT_SECS: Final = 3600.0  # how long to wait where neither the call nor the peer says
-MARGIN_SECS: Final = 5.0  # the RPC's own deadline sits this much above the run's
 
 
 class PeerClient(RefCalls, RunCalls):
@@ -65,6 +51,7 @@ class PeerClient(RefCalls, RunCalls):
         tls: ClientTls | None = None,
         data_class: str | None = None,
         peers_file: str | Path | None = None,
+        lane: LaneMode = "auto",
     ) -> None:
         """Prepare a client without connecting it: use :meth:`connect`."""
         super().__init__()
@@ -77,6 +64,9 @@ class PeerClient(RefCalls, RunCalls):
         self._tokens = TokenSource.of(token, os.environ)
         self._minter = TokenMinter(self._node_id)
         self._traits = PeerTraits()
+        if lane not in LANE_MODES:
+            raise ValidationError(f"lane={lane!r} is not one of {', '.join(LANE_MODES)}")
+        self._lane_mode = lane
 
     def __repr__(self) -> str:
         return f"PeerClient({self._address!r}, client_node_id={self._node_id!r})"
@@ -93,6 +83,7 @@ class PeerClient(RefCalls, RunCalls):
         tls: ClientTls | None = None,
         data_class: str | None = None,
         peers_file: str | Path | None = None,
+        lane: LaneMode = "auto",
     ) -> Self:
         """Connect, blocking: one health call goes all the way to the peer, through the sidecars where there are any.
 
@@ -107,6 +98,7 @@ class PeerClient(RefCalls, RunCalls):
             tls: From :func:`load_client_tls`, for a peer without a sidecar that speaks TLS itself.
             data_class: The class of the data that goes there: the port must stamp it, or a stricter one.
             peers_file: The address book, ``peers.json`` of this node; by default the file that ``BLAZEN_PEERS_FILE`` names.
+            lane: Whether calls share a stream where the peer has lanes: ``auto``; ``never``; or ``always``, which fails without.
 
         Raises:
             ValidationError: The address, the node id or the token is not usable, or the address book has no such port.
@@ -114,7 +106,7 @@ class PeerClient(RefCalls, RunCalls):
             TlsError: With *tls*, one end does not believe the other's certificate.
             PermissionDeniedError: A sidecar on the way allows no flow from here to there, or stamps a laxer class.
         """
-        client = cls(address, client_node_id, token, max_message_bytes, tls, data_class, peers_file)
+        client = cls(address, client_node_id, token, max_message_bytes, tls, data_class, peers_file, lane)
         run_in_background(client._greet(timeout_secs))
         return client
 
@@ -130,9 +122,10 @@ class PeerClient(RefCalls, RunCalls):
         tls: ClientTls | None = None,
         data_class: str | None = None,
         peers_file: str | Path | None = None,
+        lane: LaneMode = "auto",
     ) -> Self:
         """Connect as :meth:`connect` does, without blocking the running loop."""
-        client = cls(address, client_node_id, token, max_message_bytes, tls, data_class, peers_file)
+        client = cls(address, client_node_id, token, max_message_bytes, tls, data_class, peers_file, lane)
         await client._greet(timeout_secs)
         return client
 
@@ -176,33 +169,28 @@ class PeerClient(RefCalls, RunCalls):
         parent = current_run()
         if parent is not None:
             timeout_secs = time_of_child(parent, timeout_secs)
-        request, metadata, deadline_secs = self._prepared(
-            workflow_name, step_ids, input_json, timeout_secs, invocation_id, parent
-        )
-        if retries:
-            check_retries(retries)
+        check_retries(retries)
+        request = self._request(workflow_name, step_ids, input_json, timeout_secs)
         with telemetry.call_span(PEER_SERVICE, "InvokeSubWorkflow") as span:
+            data_class = self._port.of_call(parent)
+            lane = await self._lane(len(request.envelope), invocation_id, data_class)
+            metadata = self._about(request, invocation_id or self._id_for(lane), parent, data_class)
             if span.is_recording():
                 span.set_attributes(
                     {
                         telemetry.WORKFLOW_NAME: workflow_name,
                         telemetry.NODE_ID: self._node_id,
                         telemetry.INVOCATION_ID: metadata.invocation_id or "",
-                        telemetry.REQUEST_BYTES: len(request),
+                        telemetry.REQUEST_BYTES: len(request.envelope),
                     }
                 )
             try:
-                if retries:
-                    answer = await self._insist(request, metadata, deadline_secs, retries)
-                else:
-                    endpoint = await self._ready(metadata.data_class)
-                    call = endpoint.invoke(request, timeout=deadline_secs, metadata=self._beside(metadata))
-                    answer = await self._answer(call)
+                answer = await self._carried(request.envelope, metadata, request.waits_secs + MARGIN_SECS, retries, lane)
             except asyncio.CancelledError:
                 if parent is not None:
                     self._abandon(metadata.invocation_id or "")
                 raise
-            result = _result_of(answer, metadata.invocation_id)
+            result = result_of(SubWorkflowResponse.decode(answer), metadata.invocation_id)
             if result.remote_refs:
                 self._tell_parents_end(metadata.invocation_id or "")
             return result
@@ -271,128 +259,3 @@ class PeerClient(RefCalls, RunCalls):
         except PeerError:
             await self.aclose()
             raise
-
-    async def _met(self, endpoint: Endpoint, timeout_secs: float) -> PeerTraits:
-        """Ask for the peer's health, take what the port stamps, and return the traits.
-
-        Raises:
-            PeerError: Nobody answers, or the port stamps a laxer class than this client's.
-        """
-        call = endpoint.check_health(health_pb2.HealthCheckRequest(), timeout=timeout_secs)
-        answered = True
-        try:
-            await call
-        except grpc.aio.AioRpcError as error:
-            answered = False
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                failure = raised_by(error, greeting_over_tls=self._channels.over_tls)
-                if isinstance(failure, TransportError):  # a health check runs nothing, whatever became of it
-                    failure = type(failure)(str(failure), may_have_run=False)
-                raise failure from error
-        trailing = tuple(await call.trailing_metadata() or ())
-        # An answer without a message has all its headers at the end.
-        self._port.learn((*(await call.initial_metadata() or ()), *(() if answered else trailing)))
-        endpoint.met = True
-        return PeerTraits.decode(trailing) if answered else PeerTraits()
-
-    async def _ready(self, data_class: str | None) -> Endpoint:
-        """Return the endpoint for a call that carries *data_class*. A new connection is asked first what it stamps.
-
-        Raises:
-            PeerError: Nobody answers, or what it stamps is laxer. Nothing was sent.
-        """
-        endpoint = self._endpoint()
-        if data_class is not None and not (endpoint.met and endpoint.is_connected):
-            endpoint.met = False  # whoever comes next asks too, until one has the answer
-            await self._met(endpoint, CONNECT_TIMEOUT_SECS)
-            self._port.check(data_class)
-        return endpoint
-
-    def _prepared(
-        self,
-        workflow_name: str,
-        step_ids: Sequence[str],
-        input_json: str,
-        timeout_secs: float | None,
-        invocation_id: str | None,
-        parent: RunInfo | None,
-    ) -> tuple[bytes, CallMetadata, float]:
-        """Return the message, what travels beside it, and the RPC's own deadline in seconds."""
-        limit = min(self._max_message_bytes, self._traits.max_message_bytes or self._max_message_bytes)
-        message, run_secs, timeout_ms = request_of(workflow_name, step_ids, input_json, timeout_secs, limit)
-        if run_secs is None:
-            told_ms = self._traits.default_timeout_ms
-            run_secs = UNTOLD_TIMEOUT_SECS if told_ms is None else told_ms / 1000
-        data_class = self._port.of_call(parent)
-        invocation_id = _new_id() if invocation_id is None else check_invocation_id(invocation_id)
-        parent_run_id = None if parent is None else parent.run_id
-        metadata = CallMetadata(
-            invocation_id,
-            self._node_id,
-            timeout_ms,
-            parent_run_id=parent_run_id,
-            data_class=data_class,
-            workflow=workflow_name,
-        )
-        return message, metadata, run_secs + MARGIN_SECS
-
-    async def _insist(self, request: bytes, metadata: CallMetadata, deadline_secs: float, retries: int) -> bytes:
-        """Return the answer to *request*, over as many connections as it takes and *retries* allows."""
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + deadline_secs
-        repeats = Repeats(retries, self._traits.instance_id)
-        while True:
-            sent = metadata._replace(instance_id=repeats.instance_id)
-            try:
-                endpoint = await self._ready(metadata.data_class)
-                call = endpoint.invoke(request, timeout=max(0.0, ends - loop.time()), metadata=self._beside(sent))
-                return await self._answer(call)
-            except TransportError as error:
-                delay_secs = repeats.delay_secs(error, random.random())  # noqa: S311 - it spreads, it guards nothing
-                if delay_secs is None or self._channels.closed or loop.time() + delay_secs >= ends:
-                    raise repeats.final(error) from error.__cause__
-            await asyncio.sleep(delay_secs)
-            left_ms = math.ceil(max(0.0, ends - MARGIN_SECS - loop.time()) * 1000)  # for a run that begins only now
-            metadata = metadata._replace(timeout_ms=left_ms)
-
-    def _beside(self, metadata: CallMetadata) -> grpc.aio.Metadata:
-        return grpc.aio.Metadata(*self._authorization(), *metadata.encode(), *telemetry.inject().items())
-
-    def _endpoint(self) -> Endpoint:
-        if self._channels.closed:
-            raise ValidationError("this client is closed: connect a new one")
-        return self._channels.here()
-
-    async def _answer(self, call: Awaitable[T]) -> T:
-        """Return what *call* is answered with, or raise the error of ours that its end means."""
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise raised_by(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._channels.closed and task is not None and not task.cancelling():
-                raise TransportError("the client was closed while it waited for the answer") from None
-            raise
-
-    def _is_ours(self) -> bool:
-        return self._traits.instance_id is not None
-
-    def _authorization(self) -> tuple[tuple[str, str], ...]:
-        if self._tokens is None:
-            return ()
-        value = self._minter.header_value(self._tokens.keys(), now=time.time(), new_jti=_new_id)
-        return ((AUTHORIZATION, value),)
-
-
-def _new_id() -> str:
-    return secrets.token_hex(16)
-
-
-def _result_of(message: bytes, invocation_id: str | None) -> WorkflowResult:
-    """Return the result that an answer carries, or raise what it says went wrong."""
-    try:
-        payload = peer_pb2.PostcardResponse.FromString(message).postcard_payload
-    except DecodeError:
-        raise EncodeError("postcard decode failed: the answer is not a PostcardResponse") from None
-    return result_of(SubWorkflowResponse.decode(payload), invocation_id)

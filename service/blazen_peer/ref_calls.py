@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, BinaryIO, Final, TypeVar, overload
 
 import grpc
 
 from blazen_peer import telemetry
+from blazen_peer.carriage import Carriage
 from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import EncodeError, PeerError, RefNotFoundError, UnknownStepError, ValidationError
 from blazen_peer.ref_listing import HeldRef, held_refs
 from blazen_peer.runtime.context import current_run, until_run_ends
 from blazen_peer.runtime.refs import RemoteRef
-from blazen_peer.transport.channels import Endpoint, run_in_background
+from blazen_peer.transport.channels import run_in_background
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.ref_chunks import checked_chunks
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
@@ -36,7 +37,7 @@ MAX_DEREF_BYTES: Final = 1024 * 1024 * 1024
 _LOG = logging.getLogger(__name__)
 
 
-class RefCalls:
+class RefCalls(Carriage):
     """What ``PeerClient`` can do with session refs."""
 
     def __init__(self) -> None:
@@ -44,21 +45,6 @@ class RefCalls:
         self._notices: set[asyncio.Task[None]] = set()
         self._tells = False
         self._children: dict[tuple[asyncio.AbstractEventLoop, str], set[str]] = {}  # invocations that left refs, by parent run
-
-    # What the client itself has.
-
-    def _endpoint(self) -> Endpoint:
-        raise NotImplementedError
-
-    def _authorization(self) -> tuple[tuple[str, str], ...]:
-        raise NotImplementedError
-
-    async def _answer(self, call: Awaitable[T]) -> T:
-        raise NotImplementedError
-
-    def _is_ours(self) -> bool:
-        """Say whether the peer is one of ours, with the second service."""
-        raise NotImplementedError
 
     def register_deserializer(self, type_tag: str, deserializer: Deserializer[Any]) -> None:
         """Have :meth:`deref` read every value of *type_tag* by *deserializer*.

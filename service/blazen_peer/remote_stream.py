@@ -15,6 +15,7 @@ from blazen_peer.events import Event
 from blazen_peer.repeats import Repeats
 from blazen_peer.runtime.refs import RemoteRef
 from blazen_peer.runtime.result import WorkflowResult
+from blazen_peer.transport.lane import LaneStream
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from blazen_peer.wire.stream import END, GAP, HEARTBEAT, HEARTBEAT_SECS, read_gap
@@ -23,7 +24,7 @@ __all__ = ["Open", "Read", "RemoteStream", "StreamCall", "result_of"]
 
 SILENCE_SECS: Final = 3 * HEARTBEAT_SECS
 
-StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, bytes]"
+StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, bytes] | LaneStream"
 Open: TypeAlias = Callable[[int, Repeats, float], Awaitable[StreamCall]]
 """Begins one connection's call: after a cursor, to the process that the repeats say, with that many seconds."""
 Read: TypeAlias = Callable[[bytes], SubWorkflowEvent]
@@ -112,7 +113,7 @@ class RemoteStream(AsyncIterator[Event]):
             async for message in call:
                 silence.broken()
                 self._repeats.progressed()
-                item = self._read(message)
+                item = message if isinstance(message, SubWorkflowEvent) else self._read(message)
                 if item.event_type == HEARTBEAT:
                     continue
                 if item.terminal is not None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from blazen_peer import jsontext
 from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import EncodeError, ValidationError
-from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.wire import SubWorkflowRequest
 from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS
 
@@ -20,20 +19,28 @@ class Request(NamedTuple):
     """A call's message.
 
     Attributes:
-        message: What goes out.
-        run_secs: What its run may take, in seconds; None: the call does not say.
-        timeout_ms: The same exactly, where it is no whole number of seconds: the message rounds up.
+        workflow_name: Which workflow is called.
+        envelope: What goes out, in a message of its own or in a lane's.
+        waits_secs: What its run may take, in seconds.
+        timeout_ms: The same exactly, where it is no whole number of seconds: the envelope rounds up.
     """
 
-    message: bytes
-    run_secs: float | None
+    workflow_name: str
+    envelope: bytes
+    waits_secs: float
     timeout_ms: int | None
 
 
 def request_of(
-    workflow_name: str, step_ids: Sequence[str], input_json: str, timeout_secs: float | None, max_message_bytes: int
+    workflow_name: str,
+    step_ids: Sequence[str],
+    input_json: str,
+    timeout_secs: float | None,
+    *,
+    default_secs: float,
+    max_message_bytes: int,
 ) -> Request:
-    """Return the message for the arguments of ``run_remote_workflow``.
+    """Return the request for the arguments of ``run_remote_workflow``; *default_secs* is what its run may take without any.
 
     Raises:
         ValidationError: One of them is not usable.
@@ -53,7 +60,7 @@ def request_of(
         jsontext.parse(input_json)
     except ValidationError as error:
         raise ValidationError(f"input_json is not JSON: {error}") from None
-    run_secs, whole_secs, timeout_ms = None, None, None
+    run_secs, whole_secs, timeout_ms = default_secs, None, None
     if timeout_secs is not None:
         run_secs = bounded_secs(timeout_secs)
         whole_secs = math.ceil(run_secs)
@@ -62,12 +69,12 @@ def request_of(
         envelope = SubWorkflowRequest(workflow_name, step_ids, input_json.encode(), whole_secs).encode()
     except EncodeError as error:
         raise ValidationError(str(error)) from None
-    message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
-    if len(message) > max_message_bytes:
+    size_bytes = len(envelope) + 1 + max(1, (len(envelope).bit_length() + 6) // 7)  # a protobuf message of one field
+    if size_bytes > max_message_bytes:
         raise EncodeError(
-            f"the request has {len(message)} bytes, over the limit of {max_message_bytes}", len(message), max_message_bytes
+            f"the request has {size_bytes} bytes, over the limit of {max_message_bytes}", size_bytes, max_message_bytes
         )
-    return Request(message, run_secs, timeout_ms)
+    return Request(workflow_name, envelope, run_secs, timeout_ms)
 
 
 def bounded_secs(timeout_secs: float) -> float:

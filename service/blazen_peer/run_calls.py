@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
+from blazen_peer.carriage import MARGIN_SECS, Carriage, new_id
 from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import BlazenError, EncodeError, InvocationNotFoundError, PeerError, ValidationError
 from blazen_peer.remote_stream import Open, Read, RemoteStream, StreamCall
@@ -22,7 +22,7 @@ from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
-from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata, PeerTraits
+from blazen_peer.wire.metadata import MAX_TIMEOUT_SECS, CallMetadata
 
 __all__ = ["RunCalls", "check_invocation_id", "check_retries", "time_of_child", "until_run_ends"]
 
@@ -41,36 +41,8 @@ _OUTCOMES = {
 _LOG = logging.getLogger(__name__)
 
 
-class RunCalls:
+class RunCalls(Carriage):
     """What ``PeerClient`` can do with runs beside the plain call."""
-
-    # What the client itself has.
-
-    _traits: PeerTraits
-    _node_id: str
-
-    def _endpoint(self) -> Endpoint:
-        raise NotImplementedError
-
-    def _beside(self, metadata: CallMetadata) -> grpc.aio.Metadata:
-        raise NotImplementedError
-
-    async def _answer(self, call: Awaitable[T]) -> T:
-        raise NotImplementedError
-
-    async def _ready(self, data_class: str | None) -> Endpoint:
-        raise NotImplementedError
-
-    def _prepared(
-        self,
-        workflow_name: str,
-        step_ids: Sequence[str],
-        input_json: str,
-        timeout_secs: float | None,
-        invocation_id: str | None,
-        parent: RunInfo | None,
-    ) -> tuple[bytes, CallMetadata, float]:
-        raise NotImplementedError
 
     def _tell_parents_end(self, invocation_id: str) -> None:
         raise NotImplementedError
@@ -99,17 +71,21 @@ class RunCalls:
         """
         parent = current_run()
         timeout_secs = time_of_child(parent, timeout_secs)
-        request, metadata, deadline_secs = self._prepared(
-            workflow_name, step_ids, input_json, timeout_secs, invocation_id, parent
-        )
         check_retries(retries)
+        request = self._request(workflow_name, step_ids, input_json, timeout_secs)
+        invocation_id = check_invocation_id(invocation_id) if invocation_id is not None else new_id()
+        metadata = self._about(request, invocation_id, parent, self._port.of_call(parent))
 
         async def begin(cursor: int, repeats: Repeats, left_secs: float) -> StreamCall:
             sent = metadata._replace(cursor=cursor or None, instance_id=repeats.instance_id if retries else None)
+            lane = await self._lane(len(request.envelope), invocation_id, metadata.data_class)
+            if lane is not None and sent.instance_id in (None, lane.instance_id):
+                return lane.stream(request.envelope, sent, left_secs)
             endpoint = await self._ready(metadata.data_class)
-            return endpoint.stream(request, timeout=left_secs, metadata=self._beside(sent))
+            message = peer_pb2.PostcardRequest(postcard_payload=request.envelope).SerializeToString()
+            return endpoint.stream(message, timeout=left_secs, metadata=self._beside(sent))
 
-        return self._streamed(metadata, begin, _read_envelope, retries, 0, deadline_secs, parent)
+        return self._streamed(metadata, begin, _read_envelope, retries, 0, request.waits_secs + MARGIN_SECS, parent)
 
     def attach(
         self, invocation_id: str, *, cursor: int = 0, timeout_secs: float | None = None, retries: int = 0
@@ -131,6 +107,8 @@ class RunCalls:
         secs = MAX_TIMEOUT_SECS if timeout_secs is None else min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
 
         async def begin(cursor: int, _: Repeats, left_secs: float) -> StreamCall:
+            if (lane := self._lane_to_run(invocation_id)) is not None:
+                return lane.attach(invocation_id, cursor, left_secs)
             request = control_pb2.AttachRequest(invocation_id=invocation_id, cursor=cursor)
             return self._endpoint().attach(request, timeout=left_secs, metadata=self._beside(metadata))
 
@@ -174,9 +152,13 @@ class RunCalls:
         )
 
     async def _cancelled(self, endpoint: Endpoint, invocation_id: str, grace_secs: float) -> CancelReport:
-        request = control_pb2.CancelRequest(invocation_id=invocation_id, grace_ms=round(grace_secs * 1000))
-        metadata = self._beside(CallMetadata(invocation_id, self._node_id))
-        answer = await self._answer(endpoint.cancel(request, timeout=grace_secs + CANCEL_MARGIN_SECS, metadata=metadata))
+        timeout_secs = grace_secs + CANCEL_MARGIN_SECS
+        if (lane := self._lane_to_run(invocation_id)) is not None:
+            answer = await lane.cancel(invocation_id, grace_secs, timeout_secs)
+        else:
+            request = control_pb2.CancelRequest(invocation_id=invocation_id, grace_ms=round(grace_secs * 1000))
+            metadata = self._beside(CallMetadata(invocation_id, self._node_id))
+            answer = await self._answer(endpoint.cancel(request, timeout=timeout_secs, metadata=metadata))
         outcome = _OUTCOMES.get(answer.outcome)
         if outcome is None:
             raise PeerError(f"the peer answers to Cancel what this client does not know: {answer.outcome}")

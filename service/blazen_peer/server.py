@@ -35,8 +35,9 @@ from blazen_peer.runtime.rulings import Rulings
 from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.binding import check_bindable
 from blazen_peer.transport.gate import GateInterceptor
-from blazen_peer.transport.proto.control_pb2 import DescribeResponse
+from blazen_peer.transport.lane_limits import LANE_VERSION
 from blazen_peer.transport.lane_servicer import LANE_METHOD, LaneServicer, lane_handlers
+from blazen_peer.transport.proto.control_pb2 import DescribeResponse
 from blazen_peer.transport.ref_servicer import ref_handlers
 from blazen_peer.transport.reflection import reflection_handlers
 from blazen_peer.transport.run_servicer import run_handlers
@@ -275,6 +276,7 @@ class PeerServer:
             instance_id=self._instance_id,
             max_message_bytes=settings.max_message_bytes,
             policy=policy,
+            lane=LANE_VERSION,
         )
 
     def _described(self) -> DescribeResponse:

@@ -33,6 +33,7 @@ __all__ = [
     "refused",
     "run_ended",
     "run_span",
+    "sampled",
     "served_span",
     "step_ended",
     "step_span",
@@ -124,6 +125,11 @@ def current_trace_id() -> str | None:
     """Return the current trace's id, 32 hex digits, or None outside any trace."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+def sampled() -> bool:
+    """Say whether the current span is one that its trace keeps, here or at who began it."""
+    return trace.get_current_span().get_span_context().trace_flags.sampled
 
 
 def mark_failed(span: Span, error: BaseException | str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2
 
+from blazen_peer.transport.lanes import Lanes
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
 from blazen_peer.transport.tls import ClientTls
@@ -43,6 +44,7 @@ class Endpoint:
 
     Attributes:
         farewells: Tasks that end child runs; closing waits for them, shortly.
+        lanes: The lanes of this channel, once a call has asked for one.
         met: Whether the port of the connection as it is was asked what it stamps.
     """
 
@@ -55,6 +57,7 @@ class Endpoint:
     ) -> None:
         self.credentials = credentials
         self.met = False
+        self.lanes: Lanes | None = None
         limits = (
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -123,6 +126,7 @@ class Endpoint:
                 response_deserializer=control_pb2.ParentEndedResponse.FromString,
             )
         )
+        self.lane: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(f"/{CONTROL_SERVICE}/Lane")
         self.check_health: grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
             self.channel.unary_unary(
                 "/grpc.health.v1.Health/Check",
@@ -138,6 +142,8 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the channel."""
+        if self.lanes is not None:
+            self.lanes.close()
         if self.farewells:
             await asyncio.wait(self.farewells, timeout=FAREWELL_SECS)
         await self.channel.close()

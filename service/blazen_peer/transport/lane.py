@@ -38,13 +38,14 @@ class Lane:
     """One open lane, of one event loop. Make it by :meth:`open`.
 
     Attributes:
+        key: What its calls' ids begin with.
         instance_id: The process on the other end.
         max_frame_bytes: The largest envelope that it takes.
         retired: Whether new frames should go elsewhere.
     """
 
-    def __init__(self, call: LaneCall, authorization: Callable[[], str | None]) -> None:
-        self._call, self._authorization = call, authorization
+    def __init__(self, call: LaneCall, key: str, authorization: Callable[[], str | None]) -> None:
+        self._call, self._authorization, self.key = call, authorization, key
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._streams: dict[int, LaneStream] = {}
@@ -59,22 +60,20 @@ class Lane:
         self.ended: TransportError | None = None
 
     @classmethod
-    async def open(
-        cls, call: LaneCall, client_node_id: str, instance_id: str | None, authorization: Callable[[], str | None]
-    ) -> Self:
+    async def open(cls, call: LaneCall, key: str, client_node_id: str, authorization: Callable[[], str | None]) -> Self:
         """Open a lane on *call*, which has just begun.
 
         Args:
-            instance_id: The process that it is for; None for any.
+            key: What its calls' ids begin with.
             authorization: Gives the authorization header's value of this moment.
 
         Raises:
             PeerError: The other end has no lanes (kind "Unsupported"), is another process, or refuses.
             TransportError: The connection failed, or nothing came back in time.
         """
-        lane = cls(call, authorization)
+        lane = cls(call, key, authorization)
         lane._sent_authorization = authorization()
-        hello = lane_pb2.Hello(version=LANE_VERSION, client_node_id=client_node_id, instance_id=instance_id or "")
+        hello = lane_pb2.Hello(version=LANE_VERSION, client_node_id=client_node_id)
         try:
             async with asyncio.timeout(HELLO_SECS):
                 await call.write(lane_pb2.LaneRequest(hello=hello).SerializeToString())

@@ -1,8 +1,8 @@
 """The server's end of a lane: many calls of one caller on one stream, each answered by what answers it on its own.
 
 A lane is a way of carrying, not a second peer: a frame's envelope goes to the very function that a unary call's goes to, and
-what that raises becomes the same status, with the same details, in the frame's answer. The gate looks at the caller anew for each
-message, so that a token's end, or its being withdrawn, ends what a lane may begin.
+what that raises becomes the same status, with the same details, in the frame's answer. The gate looks at the caller anew for
+each message, so that a token's end, or its being withdrawn, ends what a lane may begin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
 from blazen_peer.auth import AUTHORIZATION
-from blazen_peer.errors import BlazenError, EncodeError, OtherProcessError, OverloadedError
+from blazen_peer.errors import BlazenError, EncodeError, OverloadedError
 from blazen_peer.identity import Caller
 from blazen_peer.transport.gate import ADMITTED, Admitted
 from blazen_peer.transport.lane_limits import (
@@ -28,12 +28,11 @@ from blazen_peer.transport.lane_limits import (
     MAX_FRAMES,
     MAX_MESSAGE_BYTES,
     MAX_OPEN_FRAMES,
-    MAX_WAITING_BYTES,
     SILENCE_SECS,
     WRITE_SECS,
 )
 from blazen_peer.transport.lane_writer import LaneWriter
-from blazen_peer.transport.proto import control_pb2, lane_pb2
+from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.run_servicer import cancel_response
 from blazen_peer.transport.servicer import CONTROL_SERVICE
 from blazen_peer.transport.status import DETAILS_KEY, refusal_of
@@ -91,10 +90,7 @@ class LaneServicer:
         """Answer one lane until its caller, its sidecar or its silence ends it: the handler of ``PeerControl.Lane``."""
         lane = _Lane(self._service, ADMITTED.get(), self._admit, context)
         try:
-            hello = await lane.hello()
-            if hello.instance_id and hello.instance_id != self._instance_id:
-                refusal = refusal_of(OtherProcessError("another process answers here", self._instance_id))
-                await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
+            await lane.hello()
             self._lanes.add(lane)
             await lane.follow(self._welcome(), self._leaving)
         except _LaneError as error:
@@ -147,13 +143,12 @@ class _Lane:
         self._client_node_id: str | None = None
         self._writer: LaneWriter[lane_pb2.LaneResponse] = LaneWriter(context.write, lane_pb2.LaneResponse, self._loop)
 
-    async def hello(self) -> lane_pb2.Hello:
-        """Return how the caller opens the lane."""
+    async def hello(self) -> None:
+        """Take how the caller opens the lane."""
         message = await self._read(HELLO_SECS)
         if message is None or not message.HasField("hello") or message.hello.version != LANE_VERSION:
             raise _broken(f"a lane begins with a hello of version {LANE_VERSION}")
         self._client_node_id = message.hello.client_node_id or None
-        return message.hello
 
     async def follow(self, welcome: lane_pb2.Welcome, leaving: str | None) -> None:
         """Welcome the caller, and answer what it sends until it sends no more."""

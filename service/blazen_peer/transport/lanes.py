@@ -1,7 +1,7 @@
 """The lanes of one client on one event loop: which call goes by which, and what becomes of it when its lane breaks.
 
-Each lane has a key, with which the ids of its calls begin (``<key>~...``). Sidecars hash calls on what stands before the ``~``, so
-that a lane, and whatever else asks for one of its runs, reach the same replica.
+Each lane has a key, with which the ids of its calls begin (``<key>~...``). Sidecars hash calls on what stands before the ``~``,
+so that a lane, and whatever else asks for one of its runs, reach the same replica.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
-import grpc
-
-from blazen_peer.errors import BlazenError, OtherProcessError, PeerError, TransportError
+from blazen_peer.errors import BlazenError, PeerError, TransportError
 from blazen_peer.transport.lane import Lane, LaneBrokenError, LaneCall
 
-__all__ = ["KEY_END", "LaneMode", "Lanes", "lane_key"]
+__all__ = ["KEY_END", "LANE_MODES", "LaneMode", "Lanes", "lane_key"]
 
 T = TypeVar("T")
 LaneMode: TypeAlias = Literal["auto", "never", "always"]
+LANE_MODES: Final[tuple[str, ...]] = get_args(LaneMode)
 
 KEY_END: Final = "~"
 MAX_LANES: Final = 8
@@ -193,7 +192,7 @@ class Lanes:
         self._lanes[key] = lane
         if before is not None:
             before.retire()
-        told = {name: value for name, value in await call.initial_metadata() or ()}
+        told = dict(tuple(pair) for pair in await call.initial_metadata() or ())
         self._replicas = max(1, _number(told.get(REPLICAS)) or 1)
         if (bound_secs := _number(told.get(STREAM_SECS))) is not None:
             if (timer := self._renewals.pop(key, None)) is not None:

@@ -30,6 +30,7 @@ DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
 MAX_TIMEOUT_MS = "blazen-max-timeout-ms"
 MAX_MESSAGE_BYTES = "blazen-max-message-bytes"
 INSTANCE_ID = "blazen-instance-id"
+LANE = "blazen-lane"
 POLICY = "blazen-policy"
 
 MAX_TIMEOUT_SECS = 10 * 365 * 86_400  # beyond this a timeout is clamped: grpcio fails at once on absurd deadlines
@@ -94,7 +95,11 @@ class CallMetadata(NamedTuple):
         Raises:
             EncodeError: One does not.
         """
-        for name, value in ((INVOCATION_ID, self.invocation_id), (PARENT_RUN_ID, self.parent_run_id), (DATA_CLASS, self.data_class)):
+        for name, value in (
+            (INVOCATION_ID, self.invocation_id),
+            (PARENT_RUN_ID, self.parent_run_id),
+            (DATA_CLASS, self.data_class),
+        ):
             if value is not None and not _ID.fullmatch(value):
                 raise EncodeError(f"metadata {name} is not 1 to 128 visible ASCII characters")
         return self
@@ -152,6 +157,7 @@ class PeerTraits:
         instance_id: Made anew at each start of the process.
         max_message_bytes: The largest message that it takes.
         policy: The digest of the policy that it enforces, and ``stale`` behind it where its file no longer reads.
+        lane: The version of the lanes that it has.
     """
 
     default_timeout_ms: int | None = None
@@ -159,6 +165,7 @@ class PeerTraits:
     instance_id: str | None = None
     max_message_bytes: int | None = None
     policy: str | None = None
+    lane: int | None = None
 
     def encode(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata pairs of what is known."""
@@ -168,6 +175,7 @@ class PeerTraits:
             (INSTANCE_ID, self.instance_id),
             (MAX_MESSAGE_BYTES, self.max_message_bytes),
             (POLICY, self.policy),
+            (LANE, self.lane),
         )
         return tuple((name, str(value)) for name, value in pairs if value is not None)
 
@@ -186,4 +194,6 @@ class PeerTraits:
         policy = told.get(POLICY)
         if policy is not None and not _LINE.fullmatch(policy):
             policy = None
-        return cls(number(DEFAULT_TIMEOUT_MS), number(MAX_TIMEOUT_MS), instance_id, number(MAX_MESSAGE_BYTES), policy)
+        return cls(
+            number(DEFAULT_TIMEOUT_MS), number(MAX_TIMEOUT_MS), instance_id, number(MAX_MESSAGE_BYTES), policy, number(LANE)
+        )

@@ -43,14 +43,12 @@ class LaneResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[_Iterable[_Union[CancelAnswer, _Mapping]]] = ..., going_away: _Optional[_Union[GoingAway, _Mapping]] = ..., ping: _Optional[bool] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "client_node_id", "instance_id")
+    __slots__ = ("version", "client_node_id")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NODE_ID_FIELD_NUMBER: _ClassVar[int]
-    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     version: int
     client_node_id: str
-    instance_id: str
-    def __init__(self, version: _Optional[int] = ..., client_node_id: _Optional[str] = ..., instance_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., client_node_id: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("instance_id", "max_open_frames", "max_frame_bytes", "max_message_bytes", "heartbeat_ms")
