@@ -98,7 +98,7 @@ class PeerClient(RefCalls, RunCalls):
             tls: From :func:`load_client_tls`, for a peer without a sidecar that speaks TLS itself.
             data_class: The class of the data that goes there: the port must stamp it, or a stricter one.
             peers_file: The address book, ``peers.json`` of this node; by default the file that ``BLAZEN_PEERS_FILE`` names.
-            lane: Whether calls share a stream where the peer has lanes: ``auto``; ``never``; or ``always``, which fails without.
+            lane: Whether calls share a stream where the peer has lanes: ``auto``, ``never``, or ``always``, which needs one.
 
         Raises:
             ValidationError: The address, the node id or the token is not usable, or the address book has no such port.

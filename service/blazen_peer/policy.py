@@ -37,6 +37,7 @@ METHODS: Final = (
     "/blazen_peer.control.v1.PeerControl/Attach",
     "/blazen_peer.control.v1.PeerControl/DerefChunks",
     "/blazen_peer.control.v1.PeerControl/ListRefs",
+    "/blazen_peer.control.v1.PeerControl/Lane",
     "/blazen_peer.control.v1.PeerControl/ParentEnded",
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
