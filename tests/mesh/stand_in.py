@@ -33,7 +33,7 @@ async def answer(request: bytes, _: Any) -> bytes:
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("command", nargs="?")
-    for name in ("app", "node-id", "listen", "sidecar-proof-file"):
+    for name in ("app", "node-id", "listen", "sidecar-proof-file", "policy"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--require-identity", action="store_true")
     options = parser.parse_args()
