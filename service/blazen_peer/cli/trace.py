@@ -34,7 +34,9 @@ def trace(
     jaeger: Annotated[
         str, typer.Option("--jaeger", metavar="URL", envvar="BLAZEN_JAEGER_URL", help="Jaeger's query address.")
     ] = "http://127.0.0.1:16686",
-    wait: Annotated[float, typer.Option("--wait", metavar="SECS", min=0, max=600, help="How long to wait until it looks whole.")] = 10,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECS", min=0, max=600, help="How long to wait until it looks whole.")
+    ] = 10,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write the tree as a picture, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
