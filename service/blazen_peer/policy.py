@@ -211,8 +211,8 @@ class Policy:
         return self._by_pair.get((caller, callee), ())
 
     def _name(self, peer: PeerId) -> str:
-        # The whole identity where no flow knows it: the same node id may exist in another trust domain.
-        return peer.node_id if peer in self._peers else str(peer)
+        # The whole identity where a flow has that node id in another trust domain.
+        return str(peer) if any(one.node_id == peer.node_id and one != peer for one in self._peers) else peer.node_id
 
     def _class_words(self, flows: Iterable[Flow]) -> str:
         names = {name for flow in flows for name in flow.classes}
@@ -234,7 +234,8 @@ class Policy:
         elif outside := self._outside(stamps[0], caller, callee):
             return Decision(False, place, *outside)
         if not flows:
-            return Decision(False, place, f"no flow is {who}", f"add a flow {who} that names the workflow and says why")
+            reason = f"no flow lets {self._name(caller)} call {self._name(callee)}"
+            return Decision(False, place, reason, f"add a flow {who} that names the workflow and says why")
         by = next((flow for flow in flows if not stamps or stamps[0] in flow.classes), None)
         if by is None:
             reason = f"{who}: {self._class_words(flows)} data may flow there, {stamps[0]} may not"

@@ -18,6 +18,7 @@ import random
 import shutil
 import socket
 import tempfile
+import tomllib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -291,6 +292,31 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
             return mesh
 
         yield start
+
+
+PolicyTable = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def policy_table() -> PolicyTable:
+    """``policy.toml`` parsed, with changes: values by their dotted place, where None removes what is there."""
+
+    def table(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        found: Any = tomllib.loads(Path(__file__).with_name("policy.toml").read_text(encoding="utf-8"))
+        for place, value in (changes or {}).items():
+            *way, last = (int(part) if part.isdigit() else part for part in place.split("."))
+            inner = found
+            for part in way:
+                inner = inner[part] if isinstance(inner, list) else inner.setdefault(part, {})
+            if value is None:
+                del inner[last]
+            elif isinstance(inner, list) and last == len(inner):
+                inner.append(value)
+            else:
+                inner[last] = value
+        return found
+
+    return table
 
 
 @pytest.fixture
