@@ -36,8 +36,8 @@ def blazen_peer_command(node: str, peer: Peer, proof_file: Path) -> list[str]:
     assert peer.run is not None  # noqa: S101 - only nodes that run a peer are asked for
     argv = [sys.executable, "-m", "blazen_peer.cli", "serve", "--app", peer.run.app, "--node-id", node]
     argv += ["--listen", str(peer.listen), "--sidecar-proof-file", str(proof_file)]
-    if peer.run.require_identity:
-        argv.append("--require-identity")
+    if peer.run.require_identity:  # a policy says what proven callers may do
+        argv += ["--require-identity", "--policy", str(proof_file.with_name("policy.json"))]
     return [*argv, "--lame-duck-secs", "0", "--drain-secs", str(DRAIN_SECS)]
 
 
