@@ -50,6 +50,14 @@ class Admin:
         body = json.loads(await self.get("/certs"))
         return [leaf for entry in body.get("certificates", []) for leaf in entry.get("cert_chain", [])]
 
+    async def refused(self) -> str | None:
+        """Return which part of its configuration Envoy refused from the start, such as a listener whose port is taken."""
+        found = await self.stats(r"^(listener_manager\.lds|cluster_manager\.cds)\.update_(success|rejected)$")
+        for kind, counted in (("listeners", "listener_manager.lds"), ("clusters", "cluster_manager.cds")):
+            if found.get(f"{counted}.update_rejected") and not found.get(f"{counted}.update_success"):
+                return kind
+        return None
+
     async def unready(self) -> str | None:
         """Return why the sidecar cannot serve, or None when it can.
 
@@ -60,8 +68,11 @@ class Admin:
             await self.get("/ready")
             leaves = await self.certificates()
             taken = await self.stats(r"^sds\..*\.update_success$")
+            refused = await self.refused()
         except AdminError as error:
             return str(error)
+        if refused:
+            return f"it refuses its {refused}; its log says why"
         if not leaves:
             return "it has no certificate"
         if missing := sorted(name.split(".")[1] for name, times in taken.items() if not times):

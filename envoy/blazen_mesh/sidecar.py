@@ -107,9 +107,17 @@ class Sidecar:
                     if self.child.returncode is not None:
                         await self.child.wait()
                         raise StartError(ended(self.child))
+                    await self._stop_when_refused()
                     await asyncio.sleep(POLL_SECS)
         except TimeoutError:
             raise StartError(f"{self.child.name} is not ready after {within_secs:g} s: {reason}") from None
+
+    async def _stop_when_refused(self) -> None:
+        refused = None
+        with contextlib.suppress(AdminError):
+            refused = await self.admin.refused()
+        if refused:  # it would go on without them; nothing but another configuration, or a free port, mends it
+            raise StartError(f"{self.child.name} refuses its {refused}; its last lines:\n{last_lines(self.child)}")
 
     async def begin_drain(self) -> None:
         """Fail its health checks and ask callers, connection by connection, to go elsewhere. Calls in flight go on."""
@@ -150,4 +158,9 @@ def ended(child: Child) -> str:
     """Return the line, and the last lines of output, that tell of *child*'s unexpected end."""
     code = child.returncode or 0
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return "\n".join([f"{child.name} {how}; its last lines:", *(f"  {line}" for line in child.tail)])
+    return f"{child.name} {how}; its last lines:\n{last_lines(child)}"
+
+
+def last_lines(child: Child) -> str:
+    """Return the last lines of *child*'s output, one below the other."""
+    return "\n".join(f"  {line}" for line in child.tail)

@@ -62,6 +62,9 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {str(path.relative_to(tmp_path / "o")) for path in first} == {
         *(
             "envoy.json",
+            "lds.json",
+            "cds.json",
+            "rds/ingress.json",
             "peers.json",
             "policy.json",
             "sidecar-proof",
@@ -71,9 +74,10 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         )
     }
     assert (tmp_path / "o" / "sidecar-proof").stat().st_mode & 0o777 == 0o600
-    assert '"/etc/sidecar/sds/leaf.json"' in (tmp_path / "o" / "envoy.json").read_text()
+    assert '"/etc/sidecar/lds.json"' in (tmp_path / "o" / "envoy.json").read_text()
+    assert '"/etc/sidecar/sds/leaf.json"' in (tmp_path / "o" / "lds.json").read_text()
     assert cli.main([*argv, "--otlp", "collector:4317"]) == 0
-    assert "collector" in (tmp_path / "o" / "envoy.json").read_text()
+    assert "collector" in (tmp_path / "o" / "cds.json").read_text()
     assert cli.main(argv) == 0
     assert {path: path.read_bytes() for path in first} == first
     assert "kept" in capsys.readouterr().out
