@@ -104,28 +104,46 @@ class Call:
 
 @dataclass
 class StandInPeer:
-    """A gRPC server that answers any ``InvokeSubWorkflow`` with *answer*, and notes each call."""
+    """A gRPC server that answers any ``InvokeSubWorkflow`` and ``DerefSessionRef`` with *answer*, and notes each call.
+
+    ``StreamSubWorkflowEvents`` gets the answer ten times a second, for ever.
+    ``health.set("", ...)`` changes what it says of its health.
+    """
 
     answer: Callable[[bytes], Awaitable[bytes]]
     calls: list[Call] = field(default_factory=list)
+    health: Any = field(default_factory=HealthServicer)
+    answer_metadata: tuple[tuple[str, str], ...] = ()
     server: Any = None
 
     async def start(self, address: str) -> None:
         """Listen on *address*, with gRPC health beside it."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self.server = grpc.aio.server(options=options)
-        handler = grpc.unary_unary_rpc_method_handler(self._handle)
-        _, service, method = INVOKE.split("/")
-        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, self.server)
-        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        unary = grpc.unary_unary_rpc_method_handler(self._handle)
+        handlers = {
+            "InvokeSubWorkflow": unary,
+            "DerefSessionRef": unary,
+            "StreamSubWorkflowEvents": grpc.unary_stream_rpc_method_handler(self._stream),
+        }
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(INVOKE.split("/")[1], handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.server.add_insecure_port(address)
         await self.server.start()
 
     async def _handle(self, request: bytes, context: Any) -> bytes:
         self.calls.append(Call(request, list(context.invocation_metadata()), context.time_remaining()))
+        if self.answer_metadata:
+            await context.send_initial_metadata(self.answer_metadata)
+            context.set_trailing_metadata(self.answer_metadata)
         return await self.answer(request)
+
+    async def _stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        self.calls.append(Call(request, list(context.invocation_metadata()), context.time_remaining()))
+        while True:
+            yield await self.answer(request)
+            await asyncio.sleep(0.1)
 
 
 async def _echo(request: bytes) -> bytes:
@@ -146,29 +164,50 @@ class Mesh:
         self._new_line = asyncio.Event()
         self._channels: list[grpc.aio.Channel] = []
 
-    def listen(self, node: str) -> str:
-        """Where *node*'s sidecar expects its plain-text peer."""
-        return str(self.definition.peers[node].listen)
+    def listen(self, node: str, replica: int = 0) -> str:
+        """Where *node*'s sidecar expects its plain-text peer, or one of its replicas."""
+        return str(self.definition.peers[node].listens[replica])
 
-    def egress(self, caller: str, callee: str) -> str:
+    def egress(self, caller: str, callee: str, data_class: str | None = None) -> str:
         """Where *caller* reaches *callee*: ``host:port``, plain text."""
-        return self.definition.way(caller, callee).address
+        return self.definition.way(caller, callee, data_class).address
 
     def proof_file(self, node: str) -> Path:
         """The secret that *node*'s ingress adds to every call."""
         return self.root / node / "sidecar-proof"
 
-    async def start_sidecar(self, node: str, *, ready: bool = True, proof: bool = True, otlp: Any = None) -> Sidecar:
-        """Render *node*, start its Envoy, and wait until it is ready."""
+    def paths(self, node: str) -> NodePaths:
+        """Where *node*'s sidecar finds its files."""
         directory = self.root / node
-        paths = NodePaths(
+        return NodePaths(
             identity_dir=str(self.identities[node]),
             config_dir=str(directory),
             admin_socket=str(directory / "admin.sock"),
             proof_file=str(self.proof_file(node)),
             token_file=str(self.token_file),
         )
-        write_files(render_node(self.definition, node, paths, otlp=otlp), directory)
+
+    async def start_sidecar(
+        self,
+        node: str,
+        *,
+        ready: bool = True,
+        proof: bool = True,
+        otlp: Any = None,
+        alter: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Sidecar:
+        """Render *node*, start its Envoy, and wait until it is ready.
+
+        Args:
+            alter: Changes the rendered documents, by file name: to see what a setting is for.
+        """
+        directory, paths = self.root / node, self.paths(node)
+        files = render_node(self.definition, node, paths, otlp=otlp)
+        if alter:
+            documents = {name: json.loads(text) for name, text in files.items()}
+            alter(documents)
+            files = {name: json.dumps(document) for name, document in documents.items()}
+        write_files(files, directory)
         if proof:
             ensure_secret(self.proof_file(node))
         ensure_secret(self.token_file)
@@ -184,16 +223,19 @@ class Mesh:
             await sidecar.wait_ready(READY_SECS)
         return sidecar
 
-    async def start_peer(self, node: str, answer: Callable[[bytes], Awaitable[bytes]] = _echo) -> StandInPeer:
-        """Start a stand-in peer for *node*."""
-        self.peers[node] = peer = StandInPeer(answer)
-        await peer.start(self.listen(node))
+    async def start_peer(
+        self, node: str, answer: Callable[[bytes], Awaitable[bytes]] = _echo, *, replica: int = 0
+    ) -> StandInPeer:
+        """Start a stand-in peer for *node*; its replicas but the first are ``peers["node 1"]`` and so on."""
+        self.peers[f"{node} {replica}" if replica else node] = peer = StandInPeer(answer)
+        await peer.start(self.listen(node, replica))
         return peer
 
-    def channel(self, caller: str, callee: str) -> grpc.aio.Channel:
+    def channel(self, caller: str, callee: str, data_class: str | None = None) -> grpc.aio.Channel:
         """Return a channel to *callee* by way of *caller*'s sidecar; :meth:`close` closes it."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        channel = grpc.aio.insecure_channel(self.egress(caller, callee), options=options)
+        options.append(("grpc.use_local_subchannel_pool", 1))  # a connection of its own
+        channel = grpc.aio.insecure_channel(self.egress(caller, callee, data_class), options=options)
         self._channels.append(channel)
         return channel
 
@@ -253,7 +295,7 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
         identities: Identity directories to use instead of what ``certificates`` issues.
         sidecars: The nodes whose sidecars are started; all of them when None.
         dial: Where some nodes' sidecars are dialled, when that is another mesh's.
-        extra: More keys of the mesh file.
+        extra: More keys of the mesh file, and others in place of what is made here.
     """
     async with AsyncExitStack() as stack:
 
