@@ -60,8 +60,8 @@ class HotRestart:
 class Sidecar:
     """An Envoy process and its admin interface."""
 
-    def __init__(self, child: Child, admin: Admin) -> None:
-        self.child, self.admin = child, admin
+    def __init__(self, child: Child, admin: Admin, epoch: int = 0) -> None:
+        self.child, self.admin, self._epoch = child, admin, epoch
 
     @classmethod
     async def start(
@@ -92,7 +92,7 @@ class Sidecar:
         argv += ["--drain-time-s", str(REPLACED_SECS), "--drain-strategy", "immediate"]
         argv += hot_restart.arguments if hot_restart else ["--disable-hot-restart"]
         child = await Child.start(name, [*argv, *options], on_line=on_line, share_output=share_output)
-        return cls(child, Admin(admin_socket))
+        return cls(child, Admin(admin_socket), hot_restart.epoch if hot_restart else 0)
 
     async def wait_ready(self, within_secs: float) -> None:
         """Wait until it serves with live certificates.
@@ -103,7 +103,7 @@ class Sidecar:
         reason: str | None = "it has just started"
         try:
             async with asyncio.timeout(within_secs):
-                while reason := await self.admin.unready():
+                while reason := await self._unready():
                     if self.child.returncode is not None:
                         await self.child.wait()
                         raise StartError(ended(self.child))
@@ -111,6 +111,12 @@ class Sidecar:
                     await asyncio.sleep(POLL_SECS)
         except TimeoutError:
             raise StartError(f"{self.child.name} is not ready after {within_secs:g} s: {reason}") from None
+
+    async def _unready(self) -> str | None:
+        with contextlib.suppress(AdminError):
+            if await self.admin.epoch() != self._epoch:
+                return "the one before still answers in its place"
+        return await self.admin.unready()
 
     async def _stop_when_refused(self) -> None:
         refused = None

@@ -17,6 +17,7 @@ import json
 import random
 import shutil
 import socket
+import sys
 import tempfile
 import tomllib
 from collections import defaultdict
@@ -33,16 +34,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from blazen_certs import Authority
+from blazen_mesh.admin import Admin
 from blazen_mesh.binary import find_envoy
+from blazen_mesh.child import Child
 from blazen_mesh.mesh import parse_mesh
 from blazen_mesh.paths import NodePaths
-from blazen_mesh.render import ensure_secret, render_node, write_files
+from blazen_mesh.ready import readiness
+from blazen_mesh.render import ensure_secret, render_node, replace_file, write_files
 from blazen_mesh.sidecar import Sidecar
 
 INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 TRUST_DOMAIN = "mesh.test"
 READY_SECS = 20.0
 LOG_SECS = 10.0
+WAIT_SECS = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -150,14 +155,59 @@ async def _echo(request: bytes) -> bytes:
     return request
 
 
+def _toml(value: Any) -> str:
+    """Return *value* as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, (list, tuple)) else json.dumps(value)
+
+
+@dataclass
+class Supervised:
+    """A running ``blazen-mesh sidecar``."""
+
+    mesh: Mesh
+    node: str
+    child: Child
+
+    @property
+    def home(self) -> Path:
+        """Its configuration directory."""
+        return self.mesh.root / self.node
+
+    @property
+    def admin(self) -> Admin:
+        """Its Envoy's admin interface."""
+        return Admin(self.home / "admin.sock")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What it says of itself."""
+        return readiness(self.home)
+
+    async def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Wait until its status fulfils *condition*, and return it."""
+        async with asyncio.timeout(WAIT_SECS):
+            while not condition(status := await asyncio.to_thread(readiness, self.home)):
+                assert self.child.returncode is None, "\n".join(self.mesh.lines[self.node])
+                await asyncio.sleep(0.02)
+        return status
+
+    async def ended(self) -> int:
+        """Wait for its end, and return the exit code."""
+        async with asyncio.timeout(WAIT_SECS):
+            return await self.child.wait()
+
+
 class Mesh:
     """Nodes on free loopback ports: their sidecars, their logs, and stand-in peers where asked for."""
 
     def __init__(self, root: Path, envoy: Path, table: dict[str, Any], identities: Mapping[str, Path]) -> None:
         self.root, self._envoy = root, envoy
-        self.definition = parse_mesh(table)
+        self.table, self.definition = table, parse_mesh(table)
         self.identities = identities
         self.sidecars: dict[str, Sidecar] = {}
+        self.supervised: list[Supervised] = []
         self.peers: dict[str, StandInPeer] = {}
         self.lines: dict[str, list[str]] = defaultdict(list)
         self.token_file = root / "token"
@@ -223,6 +273,31 @@ class Mesh:
             await sidecar.wait_ready(READY_SECS)
         return sidecar
 
+    def write_toml(self, **changes: Any) -> Path:
+        """Write the mesh file, with *changes* to its top-level keys, and return its path."""
+        self.table.update(changes)
+        path = self.root / "mesh.toml"
+        replace_file(path, "".join(f"{key} = {_toml(value)}\n" for key, value in self.table.items()).encode(), 0o644)
+        return path
+
+    async def supervise(self, node: str, *options: str, ready: bool = True) -> Supervised:
+        """Start ``blazen-mesh sidecar`` for *node*, its log going where :meth:`log` finds it."""
+        argv = [sys.executable, "-m", "blazen_mesh", "sidecar", "--node", node, "--mesh", str(self.write_toml())]
+        argv += ["--identity-dir", str(self.identities[node]), "--config-dir", str(self.root / node)]
+        argv += ["--envoy", str(self._envoy), "--token-file", str(self.token_file), *options]
+        child = await Child.start(node, argv, on_line=self._on_line)
+        self.supervised.append(found := Supervised(self, node, child))
+        if ready:
+            await found.until(lambda status: status["ready"])
+        return found
+
+    async def said(self, node: str, text: str, times: int = 1) -> None:
+        """Wait until *text* stands in *times* lines of *node*'s log."""
+        async with asyncio.timeout(WAIT_SECS):
+            while sum(text in line for line in self.lines[node]) < times:
+                self._new_line.clear()
+                await self._new_line.wait()
+
     async def start_peer(
         self, node: str, answer: Callable[[bytes], Awaitable[bytes]] = _echo, *, replica: int = 0
     ) -> StandInPeer:
@@ -271,6 +346,7 @@ class Mesh:
         for channel in self._channels:
             await channel.close()
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
+        await asyncio.gather(*(supervised.child.kill() for supervised in self.supervised))
         await asyncio.gather(*(peer.server.stop(0) for peer in self.peers.values()))
 
     def _on_line(self, name: str, line: str) -> None:
