@@ -40,6 +40,7 @@ class Explanation:
     Attributes:
         decision: The first refusal, or the server's yes.
         places: What each place says by itself, in their order.
+        where: The address of each place: the egress port (empty when there is none), the ingress, the peer.
         flow: Where the flow that allows it stands in the file; None when refused.
         assumes: What the mesh file cannot know and the yes depends on; empty when nothing.
         changes: What would have to change, a line each, with its place in the file; empty when allowed.
@@ -49,6 +50,7 @@ class Explanation:
     call: Call
     decision: Decision
     places: tuple[Decision, ...]
+    where: tuple[str, ...]
     flow: int | None
     assumes: str
     changes: tuple[str, ...]
@@ -71,7 +73,10 @@ class Explanation:
                 "method": call.method,
             },
             "flow": flow and {"index": self.flow, "why": flow.why, "until": flow.until.isoformat() if flow.until else None},
-            "places": [{"place": one.place, "allowed": one.allowed, "reason": one.reason} for one in self.places],
+            "places": [
+                {"place": one.place, "where": where or None, "allowed": one.allowed, "reason": one.reason}
+                for one, where in zip(self.places, self.where, strict=True)
+            ],
             "assumes": self.assumes or None,
             "instead": list(self.instead),
         }
@@ -107,6 +112,7 @@ def explain(mesh: Mesh, call: Call, day: date) -> Explanation:
         call=call,
         decision=decision,
         places=tuple(_places(mesh, policy, call)),
+        where=tuple(_where(mesh.on(day), call)),
         flow=whole.flows.index(decision.flow) if decision.flow else None,
         assumes=_assumes(mesh, call) if decision.allowed else "",
         changes=changes,
@@ -129,6 +135,14 @@ def _places(mesh: Mesh, policy: Policy, call: Call) -> Iterator[Decision]:
     yield policy.at_egress(caller, callee, call.data_class)
     yield policy.at_ingress(caller, callee, stamps, call.method)
     yield policy.at_server(caller, callee, stamps, call.workflow, laxest=_laxest(call))
+
+
+def _where(mesh: Mesh, call: Call) -> Iterator[str]:
+    ways = [way for way in mesh.ways(call.caller) if (way.callee, way.data_class) == (call.callee, call.data_class)]
+    yield ways[0].address if ways else ""
+    callee = mesh.peers[call.callee]
+    yield str(callee.sidecar)
+    yield ", ".join(str(address) for address in callee.listens)
 
 
 def _assumes(mesh: Mesh, call: Call) -> str:

@@ -163,7 +163,7 @@ BASE = ["explain", "--mesh", str(POLICY), "--from", "intake", "--on", "2027-01-3
     [
         pytest.param(
             ["--to", "analyst", "--workflow", "embed", "--data", "personal"],
-            *(0, ["ALLOW by flows[0] intake -> analyst: analysis", "egress   allow", "server   allow"]),
+            *(0, ["ALLOW by flows[0] intake -> analyst: analysis", "egress:  allow  127.0.0.1:16001", "server:  allow  127.0"]),
             id="allow",
         ),
         pytest.param(

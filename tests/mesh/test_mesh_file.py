@@ -286,6 +286,13 @@ def test_every_problem_at_once() -> None:
     ]
 
 
+def test_one_line_for_one_mistake() -> None:
+    """A list whose only item is wrong is not told to be empty besides."""
+    with pytest.raises(MeshError) as caught:
+        parse_mesh(changed("flows.0.workflows", ["*"]))
+    assert len(caught.value.problems) == 1, caught.value.problems
+
+
 def test_same_workflow_twice() -> None:
     """A workflow is allowed once between two peers; other workflows may have a flow, and a reason, of their own."""
     table = tomllib.loads(GOOD)

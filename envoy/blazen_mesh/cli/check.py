@@ -54,9 +54,9 @@ def check(
     if mesh:
         out.print(_flow_table(mesh))
         for note in known:
-            out.print(Text.assemble(("note: ", "yellow"), note))
+            out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
     for problem in problems:
-        out.print(Text.assemble(("problem: ", "bold red"), problem))
+        out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
     if problems:
         return PROBLEMS
     if binary:

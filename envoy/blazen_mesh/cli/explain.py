@@ -70,9 +70,12 @@ def _lines(found: Explanation) -> list[Text]:
     else:
         node = call.caller if decision.place == "egress" else call.callee
         lines = [Text.assemble(("DENY", "bold red"), f" at the {decision.place} of {node}: {decision.reason}")]
-    for one in found.places:
-        word = ("allow", "green") if one.allowed else ("deny ", "red")
-        lines.append(Text.assemble(f"  {one.place:<8} ", word, "" if one.allowed else f"  {one.reason}"))
+    told = {decision.reason}
+    for one, where in zip(found.places, found.where, strict=True):
+        word = ("allow", "green") if one.allowed else ("deny", "red")
+        text = where if one.allowed else "" if one.reason in told else one.reason
+        told.add(one.reason)
+        lines.append(Text.assemble(f"  {one.place + ':':<9}", word, f"  {text}" if text else ""))
     changes = (("change" if not place else "and", text) for place, text in enumerate(found.changes))
     rows = (("if", found.assumes), *changes, ("instead", ", ".join(found.instead)))
     return [*lines, *(Text.assemble((f"  {name + ':':<9}", "bold"), text) for name, text in rows if text)]
