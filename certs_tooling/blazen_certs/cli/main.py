@@ -12,7 +12,12 @@ from blazen_certs.cli.init import init
 from blazen_certs.cli.inspect import inspect
 from blazen_certs.cli.issue import issue
 from blazen_certs.cli.output import CHECK_FAILED, DONE, WRONG_USE, fail
+from blazen_certs.cli.renew import needs_renewal, renew
+from blazen_certs.cli.revoke import crl, revoke
+from blazen_certs.cli.rotate_root import rotate_root
+from blazen_certs.cli.status import status
 from blazen_certs.cli.verify import verify
+from blazen_certs.cli.watch import watch
 from blazen_certs.errors import CertificateError, StoreError
 from blazen_peer.errors import ValidationError
 
@@ -34,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and keys are among them
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (init, issue, inspect, verify):
+for _command in (init, issue, renew, needs_renewal, watch, revoke, crl, rotate_root, status, inspect, verify):
     app.command()(_command)
 
 
