@@ -63,8 +63,7 @@ def ingress_listener(mesh: Mesh, node: str, paths: NodePaths, tracing: dict[str,
 def ingress_routes(mesh: Mesh, node: str) -> dict[str, Any]:
     """Return the routes to *node*'s peer: caller x data class x method, and a last one that lets nobody in.
 
-    A route's match sees a header that came twice as one value joined by a comma, which is no class; the RBAC filter would look
-    at each value by itself, and take two.
+    The stamp chooses the route, and the rules of that route demand that it came once: a match alone would take two.
     """
     age_secs, me, policy = mesh.connection_age_secs, mesh.identity(node), mesh.policy()
     flows = [flow for flow in policy.flows if flow.callee == me]
@@ -73,7 +72,8 @@ def ingress_routes(mesh: Mesh, node: str) -> dict[str, Any]:
     for data_class in names or [None]:
         callers = {flow.caller for flow in flows if data_class is None or data_class in flow.classes}
         if callers:
-            rules = {"typed_per_filter_config": rules_for(sorted(callers, key=str), data_class or "calls")}
+            stamp = None if data_class is None else (STAMP, data_class)
+            rules = {"typed_per_filter_config": rules_for(sorted(callers, key=str), data_class or "calls", header=stamp)}
             headers = [] if data_class is None else [{"name": STAMP, "string_match": {"exact": data_class}}]
             found += routes(PEER, age_secs=age_secs, egress=False, headers=headers, **rules)
     found.append({"match": {"prefix": "/", "grpc": {}}, "route": {"cluster": PEER}})

@@ -24,17 +24,31 @@ def deny_all() -> dict[str, Any]:
     return {"name": RBAC, "typed_config": {"@type": f"{_TYPE}RBAC", "rules": _rules({})}}
 
 
-def rules_for(callers: Iterable[PeerId], what: str) -> dict[str, Any]:
+def rules_for(callers: Iterable[PeerId], what: str, *, header: tuple[str, str] | None = None) -> dict[str, Any]:
     """Return what a route says instead: *callers*, each by its certificate's name, may call the methods of a peer.
 
     Args:
         what: What the rule is called.
+        header: A name and the value that must come, once and alone.
     """
-    policy = {
+    policy: dict[str, Any] = {
         "permissions": [{"url_path": {"path": {"exact": method}}} for method in METHODS],
         "principals": [{"authenticated": {"principal_name": {"exact": str(caller)}}} for caller in callers],
     }
+    if header is not None:
+        policy["condition"] = _exactly(*header)
     return {RBAC: {"@type": f"{_TYPE}RBACPerRoute", "rbac": {"rules": _rules({what: policy})}}}
+
+
+def _exactly(name: str, value: str) -> dict[str, Any]:
+    """Return ``request.headers[name] == value`` as ``google.api.expr.v1alpha1.Expr``.
+
+    Envoy's header matchers (1.40, of routes and of RBAC) look at each value of a header that came twice, and take it when
+    one of them fits. An expression sees them joined by a comma, which no name holds.
+    """
+    headers = {"select_expr": {"operand": {"ident_expr": {"name": "request"}}, "field": "headers"}}
+    came = {"call_expr": {"function": "_[_]", "args": [headers, {"const_expr": {"string_value": name}}]}}
+    return {"call_expr": {"function": "_==_", "args": [came, {"const_expr": {"string_value": value}}]}}
 
 
 def _rules(policies: dict[str, Any]) -> dict[str, Any]:
