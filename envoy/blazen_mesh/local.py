@@ -37,8 +37,8 @@ def blazen_peer_command(node: str, peer: Peer, proof_file: Path) -> list[str]:
     assert peer.run is not None  # noqa: S101 - only nodes that run a peer are asked for
     argv = [sys.executable, "-m", "blazen_peer.cli", "serve", "--app", peer.run.app, "--node-id", node]
     argv += ["--listen", str(peer.listen), "--sidecar-proof-file", str(proof_file)]
-    if peer.run.require_identity:
-        argv.append("--require-identity")
+    if peer.run.require_identity:  # a policy says what proven callers may do
+        argv += ["--require-identity", "--policy", str(proof_file.with_name("policy.json"))]
     return [*argv, "--lame-duck-secs", "0", "--drain-secs", str(DRAIN_SECS)]
 
 
@@ -208,6 +208,6 @@ def _require_identities(mesh: Mesh, certs: Path) -> None:
         if not all((certs / "nodes" / node / "current" / name).is_file() for name in IDENTITY_FILES)
     ]
     if missing:
-        commands = [] if (certs / "ca").is_dir() else [f"blazen-certs init --trust-domain {mesh.trust_domain} --dir {certs}"]
+        commands = [] if (certs / "root").is_dir() else [f"blazen-certs init --trust-domain {mesh.trust_domain} --dir {certs}"]
         commands += [f"blazen-certs issue {node} --dir {certs}" for node in missing]
         raise ValidationError(f"no certificate for {', '.join(missing)} in {certs}; make them with: {' && '.join(commands)}")
