@@ -94,7 +94,7 @@ def _permissions(old: Mesh, new: Mesh, day: date) -> Iterator[Line]:
 def _allowed(mesh: Mesh) -> dict[_Permission, _Terms]:
     return {
         _Permission(_who(mesh, flow.caller), _who(mesh, flow.callee), workflow, name): _Terms(
-            flow.until or FOREVER, flow.why.strip()
+            flow.until or FOREVER, flow.reason
         )
         for flow in mesh.flows
         for workflow in flow.workflows
@@ -145,8 +145,8 @@ def _classes(old: Mesh, new: Mesh) -> Iterator[Line]:
             yield "widened", f"{name} data may be in {_and(more)} too"
         if after and (less := [region for region in before if region not in after]):
             yield "narrowed", f"{name} data may no longer be in {_and(less)}"
-        if old.classes[name].why.strip() != new.classes[name].why.strip():
-            yield "moved", f"{name} data is described otherwise: {new.classes[name].why.strip()}"
+        if old.classes[name].reason != new.classes[name].reason:
+            yield "moved", f"{name} data is described otherwise: {new.classes[name].reason}"
     order = list(old.classes)
     for stricter, laxer in combinations(both, 2):
         if order.index(stricter) > order.index(laxer):

@@ -186,7 +186,7 @@ class Mesh(pydantic.BaseModel):
                 self.identity(flow.callee),
                 frozenset(flow.workflows),
                 frozenset(flow.data),
-                flow.why.strip(),
+                flow.reason,
                 flow.until,
             )
             for flow in self.flows

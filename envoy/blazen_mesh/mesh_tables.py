@@ -186,6 +186,11 @@ class Data(_Table):
     regions: tuple[Region, ...] = ()
     why: Reason
 
+    @property
+    def reason(self) -> str:
+        """``why`` as one line."""
+        return " ".join(self.why.split())
+
 
 class Flow(_Table):
     """One permission: *caller* may call these workflows on *callee*, with data of these classes, and why.
@@ -199,6 +204,11 @@ class Flow(_Table):
     data: tuple[ClassName, ...] = ()
     why: Reason
     until: Annotated[date | None, BeforeValidator(_day)] = None
+
+    @property
+    def reason(self) -> str:
+        """``why`` as one line."""
+        return " ".join(self.why.split())
 
     def __str__(self) -> str:
         return f"{self.caller} -> {self.callee}"

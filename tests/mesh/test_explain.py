@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from blazen_mesh import cli
+from blazen_mesh.diff import diff
 from blazen_mesh.explain import Call, explain, method_path
-from blazen_mesh.mesh import Mesh, load_mesh
+from blazen_mesh.mesh import Mesh, load_mesh, parse_mesh
 from blazen_peer.policy import METHODS
 
 POLICY = Path(__file__).with_name("policy.toml")
@@ -116,36 +118,58 @@ def test_exception_that_is_over(meant: Mesh) -> None:
     assert found.changes == ("give flows[2] a new `until`, and a reason for it",)
 
 
-@pytest.mark.parametrize(
-    ("call", "changes"),
-    [
-        pytest.param(
-            Call("analyst", "archive", "store", "personal"),
-            (
-                'add to [[flows]]: from = "analyst", to = "archive", workflows = ["store"], data = ["personal"], and why',
-                "give peers.analyst.egress.archive.personal a free port",
-            ),
-            id="flow-and-port",
+PORT = 16100
+SMALLEST = [
+    pytest.param(
+        Call("analyst", "archive", "store", "personal"),
+        (
+            'add to [[flows]]: from = "analyst", to = "archive", workflows = ["store"], data = ["personal"], and why',
+            "give peers.analyst.egress.archive.personal a free port",
         ),
-        pytest.param(Call("intake", "analyst", "rate", "public"), ("flows[1].workflows: add 'rate'",), id="workflow"),
-        pytest.param(
-            Call("intake", "analyst", "translate", "internal"),
-            ("flows[1].data: add 'internal'", "give peers.intake.egress.analyst.internal a free port"),
-            id="class-and-port",
+        {
+            "flows.3": {"from": "analyst", "to": "archive", "workflows": ["store"], "data": ["personal"], "why": "test"},
+            "peers.analyst.egress.archive.personal": PORT,
+        },
+        id="flow-and-port",
+    ),
+    pytest.param(
+        Call("intake", "analyst", "rate", "public"),
+        ("flows[1].workflows: add 'rate'",),
+        {"flows.1.workflows": ["translate", "rate"]},
+        id="workflow",
+    ),
+    pytest.param(
+        Call("intake", "analyst", "translate", "internal"),
+        ("flows[1].data: add 'internal'", "give peers.intake.egress.analyst.internal a free port"),
+        {"flows.1.data": ["public", "internal"], "peers.intake.egress.analyst.internal": PORT},
+        id="class-and-port",
+    ),
+    pytest.param(
+        Call("intake", "analyst", "analyze", "internal"),
+        (
+            'add to [[flows]]: from = "intake", to = "analyst", workflows = ["analyze"], data = ["internal"], and why',
+            "give peers.intake.egress.analyst.internal a free port",
         ),
-        pytest.param(
-            Call("intake", "analyst", "analyze", "internal"),
-            (
-                'add to [[flows]]: from = "intake", to = "analyst", workflows = ["analyze"], data = ["internal"], and why',
-                "give peers.intake.egress.analyst.internal a free port",
-            ),
-            id="a-flow-of-its-own",
-        ),
-    ],
-)
-def test_changes_are_the_smallest(meant: Mesh, call: Call, changes: tuple[str, ...]) -> None:
-    """What is to be changed has its place in the file, and would allow nothing else besides."""
+        {
+            "flows.3": {"from": "intake", "to": "analyst", "workflows": ["analyze"], "data": ["internal"], "why": "test"},
+            "peers.intake.egress.analyst.internal": PORT,
+        },
+        id="a-flow-of-its-own",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "changes", "edit"), SMALLEST)
+def test_changes_are_the_smallest(
+    meant: Mesh, call: Call, changes: tuple[str, ...], edit: dict[str, Any], policy_table: Callable[..., dict[str, Any]]
+) -> None:
+    """What is to be changed has its place in the file; done, it allows that call and nothing else."""
     assert explain(meant, call, DAY).changes == changes
+    edited = parse_mesh(policy_table(edit))
+    assert explain(edited, call, DAY).decision.allowed
+    (widened,) = diff(meant, edited, DAY).widened
+    assert f"may now call {call.workflow} on {call.callee}" in widened
+    assert f"with {call.data_class} data" in widened
 
 
 def test_methods_by_name() -> None:
