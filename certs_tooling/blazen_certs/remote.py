@@ -7,7 +7,6 @@ neither a code nor a renewal gives it away. So a captured node cannot hand out a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import re
 import ssl
@@ -28,6 +27,7 @@ from blazen_certs.service_wire import (
     Answer,
     MalformedError,
     Request,
+    close,
     read_answer,
     text_field,
     write_request,
@@ -42,7 +42,6 @@ __all__ = ["Granted", "RemoteService", "ServiceAddress", "TrustFiles", "fetch_ro
 
 CONNECT_SECS = 3.0
 ANSWER_SECS = 15.0
-_CLOSE_SECS = 1.0
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 
 
@@ -233,10 +232,7 @@ async def _exchange(
         raise ServiceError(f"{address} is not reached: {error.strerror or error}", "Unreachable") from error
     finally:
         if writer is not None:
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECS):
-                    await writer.wait_closed()
+            await close(writer)
 
 
 def _certificate_of(writer: asyncio.StreamWriter) -> x509.Certificate:

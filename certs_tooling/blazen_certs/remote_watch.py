@@ -64,11 +64,12 @@ class RemoteWatch:
     Args:
         address: The service.
         directory: The node's: ``nodes/<node>``, in which ``join`` put its first identity.
-        tell: Takes each event as an object: ``reached``, ``renewed``, ``trust``, ``problem``; the same problem comes once.
+        log: Takes what happened: ``time``, ``event`` (``reached``, ``renewed``, ``trust``, ``problem``; the same problem comes
+            once), ``node``, and what that event has.
     """
 
-    def __init__(self, address: ServiceAddress, directory: Path, *, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._address, self._directory, self._tell = address, directory, tell
+    def __init__(self, address: ServiceAddress, directory: Path, *, log: Callable[[dict[str, Any]], None]) -> None:
+        self._address, self._directory, self._log = address, directory, log
         self._problem: str | None = ""  # None: none; empty: nothing was said yet
         self._failures = 0
 
@@ -103,7 +104,7 @@ class RemoteWatch:
         news = await service.trust(held.version, wait_secs=wait_secs)
         if news is not None and files_version(news.bundle, news.crl) != held.version:
             self._publish(held.material.beside(bundle_pem=news.bundle, crl_pem=news.crl), held.peer)
-            self._tell({"event": "trust", "node": held.peer.node_id, "version": news.version})
+            self._tell("trust", version=news.version)
         if news is not None and news.renew:
             await self._renew(self._service(self._read()), held)
 
@@ -113,14 +114,7 @@ class RemoteWatch:
         material = Material(granted.certificate, private_key_pem(key), granted.trust.bundle, granted.trust.crl)
         self._publish(material, held.peer)
         leaf = self._read().leaf
-        self._tell(
-            {
-                "event": "renewed",
-                "node": held.peer.node_id,
-                "serial": f"{leaf.serial_number:x}",
-                "not_after": time_text(leaf.not_valid_after_utc),
-            }
-        )
+        self._tell("renewed", serial=f"{leaf.serial_number:x}", not_after=time_text(leaf.not_valid_after_utc))
 
     def _read(self) -> _Held:
         if store.current_version(self._directory) is None:
@@ -144,7 +138,7 @@ class RemoteWatch:
 
     def _succeeded(self) -> None:
         if self._problem is not None:
-            self._tell({"event": "reached", "from": str(self._address)})
+            self._tell("reached", service=str(self._address))
         self._problem, self._failures = None, 0
 
     def _failed(self, error: BlazenError | OSError) -> float:
@@ -152,13 +146,16 @@ class RemoteWatch:
         if self._problem != str(error):
             self._problem = str(error)
             kind = error.kind if isinstance(error, BlazenError) else "Store"
-            self._tell({"event": "problem", "kind": kind, "problem": str(error), **self._left()})
+            self._tell("problem", kind=kind, problem=str(error), **self._left())
         self._failures += 1
         if isinstance(error, ServiceError) and error.kind == "Unreachable":
             secs = min(LAST_RETRY_SECS, FIRST_RETRY_SECS * 2.0 ** min(self._failures - 1, 10))
         else:
             secs = REFUSED_RETRY_SECS
         return secs * (1 - _JITTER * random.random())  # noqa: S311 - nobody gains by guessing it
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self._log({"time": time_text(datetime.now(UTC)), "event": event, "node": self._directory.name, **facts})
 
     def _left(self) -> dict[str, Any]:
         """Return until when the node lives on as it is."""

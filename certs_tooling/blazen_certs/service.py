@@ -30,7 +30,17 @@ from blazen_certs.pem import load_certificate, split_pem
 from blazen_certs.remote_request import MAX_REQUEST_CHARS, read_request_pem
 from blazen_certs.service_issuer import Caller, RefusedError, ServiceIssuer
 from blazen_certs.service_limits import RateLimit
-from blazen_certs.service_wire import MAX_HEAD_BYTES, Answer, MalformedError, Request, read_request, text_field, write_answer
+from blazen_certs.service_wire import (
+    CLOSE_SECS,
+    MAX_HEAD_BYTES,
+    Answer,
+    MalformedError,
+    Request,
+    close,
+    read_request,
+    text_field,
+    write_answer,
+)
 from blazen_peer.errors import BlazenError, ValidationError
 from blazen_peer.identity import PeerId
 
@@ -40,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "ServiceSettings"]
 
 Log = Callable[[dict[str, Any]], None]
-_CLOSE_SECS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ class CertificateService:
                 for task in tuple(self._tasks):
                     task.cancel()
                 if self._tasks:
-                    await asyncio.wait(self._tasks, timeout=2 * _CLOSE_SECS)
+                    await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECS)
 
     async def _listen(self, listening: socket.socket) -> asyncio.Server:
         """Return a server on a copy of the socket, with what the issuer says now: its own certificate, the trusted roots."""
@@ -117,7 +126,7 @@ class CertificateService:
             ssl=context,
             limit=MAX_HEAD_BYTES,
             ssl_handshake_timeout=self._settings.handshake_secs,
-            ssl_shutdown_timeout=_CLOSE_SECS,
+            ssl_shutdown_timeout=CLOSE_SECS,
         )
 
     async def _tend(self, listening: socket.socket, server: asyncio.Server) -> None:
@@ -170,10 +179,7 @@ class CertificateService:
         finally:
             self._open[holder] -= 1
             self._open += Counter()  # without those who have none
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECS):
-                    await writer.wait_closed()
+            await close(writer)
 
     async def _handle(self, reader: asyncio.StreamReader, caller: Caller, bound: asyncio.Timeout) -> Answer:
         path = "?"

@@ -24,6 +24,7 @@ __all__ = [
     "Answer",
     "MalformedError",
     "Request",
+    "close",
     "read_answer",
     "read_request",
     "text_field",
@@ -34,6 +35,7 @@ __all__ = [
 MAX_HEAD_BYTES = 8 * 1024
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 8 * 1024 * 1024  # a bundle, and revocation lists of some 100,000 certificates
+CLOSE_SECS = 1.0
 _HEAD_END = b"\r\n\r\n"
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]{0,200}) HTTP/1\.[01]")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [ -~]{0,100})?")
@@ -112,6 +114,18 @@ def write_request(writer: asyncio.StreamWriter, host: str, request: Request) -> 
 def write_answer(writer: asyncio.StreamWriter, answer: Answer) -> None:
     """Put *answer* into the writer's buffer."""
     _write(writer, f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n", answer.body)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close the connection, in good order where the other side answers within a second."""
+    writer.close()
+    try:
+        async with asyncio.timeout(CLOSE_SECS):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+    except OSError:
+        pass  # it is broken, which is closed too
 
 
 def text_field(body: dict[str, Any], name: str, *, max_chars: int) -> str:

@@ -16,9 +16,12 @@ from blazen_certs.authority import Authority
 from blazen_certs.cli.options import DEFAULT_STORE, PassphraseFile, RootDir, Store, root_keys
 from blazen_certs.cli.output import print_event
 from blazen_certs.cli.sidecars import Sidecars, sidecars_of
+from blazen_certs.cli.watch_from import watch_from
 from blazen_certs.facts import printable
+from blazen_certs.remote import ServiceAddress
 from blazen_certs.upkeep import local_nodes
 from blazen_certs.watch import Watch
+from blazen_peer.errors import ValidationError
 
 __all__ = ["until_told", "watch"]
 
@@ -26,6 +29,10 @@ __all__ = ["until_told", "watch"]
 def watch(
     nodes: Annotated[
         list[str] | None, typer.Argument(metavar="[NODE...]", help="Which nodes. None: all in the store, new ones too.")
+    ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option("--from", metavar="HOST:PORT", help="Get them from blazen-certs serve there: this machine has no CA."),
     ] = None,
     sidecar: Sidecars = None,
     root_dir: RootDir = None,
@@ -43,7 +50,14 @@ def watch(
       blazen-certs watch --json
 
       blazen-certs watch analyst --sidecar /run/blazen/analyst/admin.sock
+
+      blazen-certs watch analyst --from 10.0.0.1:9443
     """
+    if service is not None:
+        if sidecar:
+            raise ValidationError("--sidecar goes with a CA of this machine's own, not with --from")
+        watch_from(ServiceAddress.parse(service), directory, nodes, print_event if as_json else _print_text)
+        return
     authority = Authority.open(directory, keys=root_keys(root_dir, passphrase_file))
     known = nodes or local_nodes(authority)
     say = print_event if as_json else _print_text

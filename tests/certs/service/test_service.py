@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from blazen_certs import Authority
+from blazen_certs import Authority, store
 from blazen_certs.authority import IssuedIdentity
 from blazen_certs.errors import ServiceError
 from blazen_certs.facts import dns_names_of, public_key_sha256, uris_of
@@ -249,13 +249,13 @@ async def test_a_store_that_breaks_is_said_and_survived(start_service: Start) ->
     node = await service.join("analyst")
     path = next(service.authority.directory.glob("issuing/mesh/v*/crl.pem"))
     good = path.read_bytes()
-    path.write_bytes(b"broken")
+    store.replace_file(path, b"broken")
     async with asyncio.timeout(30):
         await service.logged("problem")
     assert await node.remote().trust("", wait_secs=0) is not None
     with pytest.raises(ServiceError, match="its log says why"):
         await node.remote().renew(node.request())
-    path.write_bytes(good)
+    store.replace_file(path, good)
     await node.remote().renew(node.request())
     assert len([line for line in service.of("problem") if "path" not in line]) == 1
 
