@@ -40,7 +40,7 @@ async def main() -> None:
     if os.environ.get("MISBEHAVE") == "exit":
         sys.exit("stand-in: cannot start")
     server = grpc.aio.server()
-    handlers = {"InvokeSubWorkflow": grpc.unary_unary_rpc_method_handler(answer)}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(answer) for name in ("InvokeSubWorkflow", "DerefSessionRef")}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("blazen.peer.v1.BlazenPeer", handlers),))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
