@@ -208,6 +208,9 @@ def _require_identities(mesh: Mesh, certs: Path) -> None:
         if not all((certs / "nodes" / node / "current" / name).is_file() for name in IDENTITY_FILES)
     ]
     if missing:
-        commands = [] if (certs / "root").is_dir() else [f"blazen-certs init --trust-domain {mesh.trust_domain} --dir {certs}"]
-        commands += [f"blazen-certs issue {node} --dir {certs}" for node in missing]
+        regions = "".join(f" --region {region}" for region in mesh.regions)
+        init = f"blazen-certs init --trust-domain {mesh.trust_domain}{regions} --dir {certs}"
+        commands = [] if (certs / "root").is_dir() else [init]
+        of = {node: f" --region {mesh.peers[node].region}" if mesh.regions else "" for node in missing}
+        commands += [f"blazen-certs issue {node}{of[node]} --dir {certs}" for node in missing]
         raise ValidationError(f"no certificate for {', '.join(missing)} in {certs}; make them with: {' && '.join(commands)}")
