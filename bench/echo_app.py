@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blazen_peer import Event, StartEvent, StopEvent, step
+from blazen_peer import Event, StartEvent, StopEvent, Workflow, register_workflow, step
 
 
 class Passed(Event, event_type="bench::Passed"):
@@ -21,3 +21,6 @@ async def first(event: StartEvent) -> Passed:
 async def second(event: Passed) -> StopEvent:
     """Answer with it."""
     return StopEvent(result={"text": event.text})
+
+
+register_workflow(Workflow("bench", ["bench::first", "bench::second"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from blazen_peer import Event, StartEvent, StopEvent, step
+from blazen_peer import Event, StartEvent, StopEvent, Workflow, register_workflow, step
 
 MAX_TERMS = 8
 MAX_SENTENCES = 3
@@ -89,3 +89,7 @@ def summarize(event: Analyzed) -> Summary:
         key_terms=event.key_terms,
         key_sentences=[sentence[:MAX_SENTENCE_CHARS] for _, _, sentence in sorted(best, key=lambda item: item[1])],
     )
+
+
+# A policy allows workflows by name, and only their own steps.
+register_workflow(Workflow("analyze-pipeline", ["my_app::analyze", "my_app::summarize"]))

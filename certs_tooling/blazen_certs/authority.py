@@ -163,6 +163,11 @@ class Authority:
             raise _no_authority(self.directory)
         return trust
 
+    def fresh_trust(self, now: datetime) -> Trust:
+        """Return what ``trust`` does, once the lists that are due at *now* were signed again."""
+        trust = self.trust()
+        return self.trust() if sign_lists(trust, now=now) else trust
+
     def sign(
         self,
         node_id: str,
@@ -190,7 +195,7 @@ class Authority:
             OSError: The disk, or the rights, do not allow it.
         """
         moment = check_time(now or datetime.now(UTC))
-        trust = self._fresh_trust(moment)
+        trust = self.fresh_trust(moment)
         issuer = trust.issuer(self._region_of(check_node_id(node_id), trust, region))
         if not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise ValidationError("the public key is not on the curve P-256, which every sidecar accepts")
@@ -255,10 +260,6 @@ class Authority:
         """Return whether the list of the CA that issued *certificate* names it."""
         issuer = self.trust().issuer_of(certificate)
         return issuer is not None and is_revoked(certificate.serial_number, issuer.crl)
-
-    def _fresh_trust(self, now: datetime) -> Trust:
-        trust = self.trust()
-        return self.trust() if sign_lists(trust, now=now) else trust
 
     def _region_of(self, node_id: str, trust: Trust, wanted: str | None) -> str:
         """Return the region to issue *node_id* from: the one it has, since a name belongs to one region for good."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -31,6 +31,10 @@ class Material:
         """The files by name; ``crl.pem`` only where there are lists."""
         files = {store.CERTIFICATE: self.chain_pem, store.KEY: self.key_pem, store.BUNDLE: self.bundle_pem}
         return {**files, store.CRL: self.crl_pem} if self.crl_pem else files
+
+    def beside(self, *, bundle_pem: bytes, crl_pem: bytes) -> Material:
+        """Return the same certificate and key beside another bundle and other lists."""
+        return replace(self, bundle_pem=bundle_pem, crl_pem=crl_pem)
 
 
 def publish_identity(

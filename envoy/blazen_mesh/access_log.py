@@ -1,6 +1,7 @@
 """What a sidecar writes about calls and connections: one JSON object a line, on standard output.
 
-Names, sizes, durations and reasons. Never a payload, and of the headers only ``:path``, the request id and the gRPC status.
+Names, sizes, durations and reasons. Never a payload, and of the headers only ``:path``, the ids of the request and the
+invocation, the workflow's name, the data class and the gRPC status.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from typing import Any
 from blazen_mesh.tls import ANY
 
 __all__ = ["call_log", "connection_log"]
+
+LONGEST = 256
+"""Characters of what a caller chose itself: a log line stays one line of bounded length."""
 
 _EVERYWHERE = {
     "time": "%START_TIME%",
@@ -26,15 +30,26 @@ _EVERYWHERE = {
 }
 
 
-def call_log(node: str, hop: str) -> list[dict[str, Any]]:
-    """Return the log of calls at *hop* (``egress analyst``, ``ingress``) of *node*."""
+def call_log(
+    node: str, hop: str, *, caller: str = "%DOWNSTREAM_PEER_URI_SAN%", data_class: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the log of calls at *hop* (``egress analyst``, ``ingress``) of *node*.
+
+    Args:
+        caller: Who calls: the certificate's name, where it is not the node itself.
+        data_class: What this hop stamps; the call's own stamp where it stamps none.
+    """
     return _stdout(
         {
             **_EVERYWHERE,
             "log": "call",
             "node": node,
             "hop": hop,
-            "method": "%REQ(:PATH)%",
+            "caller": caller,
+            "data_class": data_class or "%REQ(X-BLAZEN-DATA-CLASS):64%",
+            "workflow": f"%REQ(BLAZEN-WORKFLOW):{LONGEST}%",  # as the client says; the server holds it against the payload
+            "invocation_id": f"%REQ(BLAZEN-INVOCATION-ID):{LONGEST}%",
+            "method": f"%REQ(:PATH):{LONGEST}%",
             "grpc_status": "%GRPC_STATUS%",  # the HTTP status of a gRPC call is always 200
             "details": "%RESPONSE_CODE_DETAILS%",
             "request_id": "%REQ(X-REQUEST-ID)%",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
-import socket
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Admin", "AdminError"]
+from blazen_mesh.unix_http import NoAnswerError, ask
 
-TIMEOUT_SECS = 2.0
+__all__ = ["Admin", "AdminError"]
 
 
 class AdminError(Exception):
@@ -50,6 +49,29 @@ class Admin:
         body = json.loads(await self.get("/certs"))
         return [leaf for entry in body.get("certificates", []) for leaf in entry.get("cert_chain", [])]
 
+    async def serials(self) -> set[int]:
+        """Return the serial numbers of the leaves that the sidecar serves."""
+        return {int(leaf["serial_number"], 16) for leaf in await self.certificates()}
+
+    async def epoch(self) -> int:
+        """Return which Envoy of a row answers (``--restart-epoch``)."""
+        return int(json.loads(await self.get("/server_info"))["command_line_options"]["restart_epoch"])
+
+    async def refused_secrets(self) -> int:
+        """Return how often Envoy could not use a secret since it started.
+
+        It counts an update whose certificates it then could not load as a success, and as a failed rotation besides.
+        """
+        return sum((await self.stats(r"^sds\..*\.(key_rotation_failed|update_rejected)$")).values())
+
+    async def refused(self) -> str | None:
+        """Return which part of its configuration Envoy refused from the start, such as a listener whose port is taken."""
+        found = await self.stats(r"^(listener_manager\.lds|cluster_manager\.cds)\.update_(success|rejected)$")
+        for kind, counted in (("listeners", "listener_manager.lds"), ("clusters", "cluster_manager.cds")):
+            if found.get(f"{counted}.update_rejected") and not found.get(f"{counted}.update_success"):
+                return kind
+        return None
+
     async def unready(self) -> str | None:
         """Return why the sidecar cannot serve, or None when it can.
 
@@ -60,8 +82,11 @@ class Admin:
             await self.get("/ready")
             leaves = await self.certificates()
             taken = await self.stats(r"^sds\..*\.update_success$")
+            refused = await self.refused()
         except AdminError as error:
             return str(error)
+        if refused:
+            return f"it refuses its {refused}; its log says why"
         if not leaves:
             return "it has no certificate"
         if missing := sorted(name.split(".")[1] for name, times in taken.items() if not times):
@@ -76,26 +101,10 @@ class Admin:
         return sum(count for name, count in found.items() if not name.startswith("http.admin."))
 
     def _request(self, method: str, path: str) -> str:
-        connection = _UnixConnection(self.socket_path)
         try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            body = response.read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
+            status, body = ask(self.socket_path, path, method=method)
+        except NoAnswerError as error:
             raise AdminError(f"its admin socket does not answer: {error}") from None
-        finally:
-            connection.close()
-        if response.status != http.client.OK:
-            raise AdminError(f"{path} answers {response.status}: {body.strip()[:200]}")
+        if status != HTTPStatus.OK:
+            raise AdminError(f"{path} answers {status}: {body.strip()[:200]}")
         return body
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_SECS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_SECS)
-        self.sock.connect(str(self._path))

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import date
 from pathlib import Path
 
-from blazen_mesh.binary import validate
+from blazen_mesh.discovery import objections
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
-from blazen_mesh.render import ensure_secret, render_node, write_files
+from blazen_mesh.render import render_node
 
 __all__ = ["expired", "notes", "refused_by_envoy"]
 
 SOON_DAYS = 14
 
 
+_PATHS = NodePaths("/identity", "/sidecar", "/sidecar/admin.sock", "/sidecar/sidecar-proof", "/sidecar/token")
+
+
 def refused_by_envoy(mesh: Mesh, envoy: Path) -> list[str]:
     """Return what *envoy* has against the nodes' configurations, one line each, the node first; empty when it takes all.
 
-    They are rendered into a temporary directory with throwaway secrets. Certificates are not looked at.
+    They are rendered with paths that need not be there. Certificates and secrets are not looked at.
     """
-    problems: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="bm") as root:
-        for node in sorted(mesh.peers):
-            home = Path(root) / node
-            identity = home / "identity"
-            identity.mkdir(parents=True)
-            paths = NodePaths(str(identity), str(home), f"{root}/admin.sock", f"{home}/sidecar-proof", f"{home}/token")
-            ensure_secret(Path(paths.proof_file))
-            ensure_secret(home / "token")
-            write_files(render_node(mesh, node, paths), home)
-            problems += [f"{node}: Envoy says: {line}" for line in validate(envoy, home / "envoy.json")]
-    return problems
+    return [
+        f"{node}: Envoy says: {line}"
+        for node in sorted(mesh.peers)
+        for line in objections(render_node(mesh, node, _PATHS), envoy)
+    ]
 
 
 def expired(mesh: Mesh, day: date) -> list[str]:

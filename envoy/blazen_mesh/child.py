@@ -94,8 +94,12 @@ class Child:
     async def stop(self, within_secs: float) -> bool:
         """Ask it to end, kill it after *within_secs*; return whether asking was enough."""
         self.ask_to_end()
+        return await self.ends_within(within_secs)
+
+    async def ends_within(self, secs: float) -> bool:
+        """Wait until it ends by itself, kill it after *secs*; return whether it did."""
         try:
-            async with asyncio.timeout(within_secs):
+            async with asyncio.timeout(secs):
                 await self.wait()
         except TimeoutError:
             await self.kill()

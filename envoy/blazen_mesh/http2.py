@@ -1,30 +1,31 @@
-"""HTTP/2 as both hops speak it: the connection manager, the route, the cluster."""
+"""HTTP/2 as both hops speak it: the listener and its connection manager."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from blazen_mesh import limits
-from blazen_mesh.address import Address, TcpAddress
+from blazen_mesh.address import Address
+from blazen_mesh.paths import NodePaths
 from blazen_mesh.tls import ANY
+from blazen_mesh.xds import file_source, routes_file
 
 __all__ = [
     "PROOF_HEADER",
     "connection_manager",
     "credential_injector",
     "filter_chain",
+    "http2_options",
     "listener",
-    "plain_cluster",
-    "protocol_options",
 ]
 
 PROOF_HEADER = "x-blazen-sidecar-proof"
 
 
 def connection_manager(
-    stat_prefix: str,
+    name: str,
+    paths: NodePaths,
     *,
-    cluster: str,
     filters: list[dict[str, Any]],
     options: dict[str, Any],
     keepalive: bool,
@@ -32,7 +33,7 @@ def connection_manager(
     access_log: list[dict[str, Any]],
     tracing: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the network filter that passes every gRPC call to *cluster* by way of *filters*.
+    """Return the network filter of the listener *name*, which passes gRPC calls by way of *filters*.
 
     Args:
         options: What differs from hop to hop, laid over the rest.
@@ -45,18 +46,20 @@ def connection_manager(
     }
     manager: dict[str, Any] = {
         "@type": f"{ANY}envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": stat_prefix,
+        "stat_prefix": name,
         "codec_type": "HTTP2",
-        "http2_protocol_options": _http2(keepalive=keepalive),
+        "http2_protocol_options": http2_options(keepalive=keepalive),
         "early_header_mutation_extensions": [_strip(strip)],
         "http_filters": [*filters, router],
-        "route_config": {"name": stat_prefix, "virtual_hosts": [_virtual_host(cluster)]},
+        "rds": {"route_config_name": name, "config_source": file_source(paths.config(routes_file(name)))},
         "access_log": access_log,
         "use_remote_address": True,
         "skip_xff_append": True,
         "normalize_path": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "preserve_external_request_id": True,
+        "max_request_headers_kb": limits.MAX_HEADERS_KIB,
+        "common_http_protocol_options": {"max_headers_count": limits.MAX_HEADERS},
         "request_headers_timeout": limits.REQUEST_HEADERS_TIMEOUT,
         "stream_idle_timeout": "0s",  # the caller's deadline ends a call, nothing else
         **options,
@@ -102,45 +105,8 @@ def credential_injector(secret: dict[str, Any], header: str, prefix: str = "") -
     return {"name": f"inject {header}", "typed_config": config}
 
 
-def plain_cluster(name: str, address: Address, *, connect_timeout: str) -> dict[str, Any]:
-    """Return the cluster of one HTTP/2 server at *address*. With one host there is nothing to eject it for.
-
-    STRICT_DNS looks a name up again and again; LOGICAL_DNS would keep connections to where it once led.
-    """
-    by_name = isinstance(address, TcpAddress) and not address.is_ip
-    threshold = {
-        "max_connections": limits.MAX_CONNECTIONS,
-        "max_pending_requests": limits.MAX_STREAMS,
-        "max_requests": limits.MAX_STREAMS,
-        "max_retries": limits.MAX_RETRIES_IN_FLIGHT,
-    }
-    return {
-        "name": name,
-        "type": "STRICT_DNS" if by_name else "STATIC",
-        **({"dns_lookup_family": "V4_PREFERRED"} if by_name else {}),
-        "connect_timeout": connect_timeout,
-        "per_connection_buffer_limit_bytes": limits.BUFFER_BYTES,
-        "circuit_breakers": {"thresholds": [threshold]},
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address.to_envoy()}}]}],
-        },
-        "typed_extension_protocol_options": protocol_options(keepalive=False),
-    }
-
-
-def protocol_options(*, keepalive: bool, max_connection_secs: int | None = None) -> dict[str, Any]:
-    """Return a cluster's HTTP/2 options."""
-    options: dict[str, Any] = {
-        "@type": f"{ANY}envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": _http2(keepalive=keepalive)},
-    }
-    if max_connection_secs is not None:
-        options["common_http_protocol_options"] = {"max_connection_duration": f"{max_connection_secs}s"}
-    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
-
-
-def _http2(*, keepalive: bool) -> dict[str, Any]:
+def http2_options(*, keepalive: bool) -> dict[str, Any]:
+    """Return HTTP/2's own numbers, the same for both ends of every hop. *keepalive*: pings, between sidecars alone."""
     return {
         "max_concurrent_streams": limits.MAX_STREAMS,
         "initial_stream_window_size": limits.STREAM_WINDOW_BYTES,
@@ -157,19 +123,3 @@ def _strip(names: tuple[str, ...]) -> dict[str, Any]:
         "mutations": mutations,
     }
     return {"name": "envoy.http.early_header_mutation.header_mutation", "typed_config": config}
-
-
-def _virtual_host(cluster: str) -> dict[str, Any]:
-    route = {
-        "cluster": cluster,
-        # 0: no limit of the sidecar's own; the caller's grpc-timeout holds exactly as it was sent.
-        "timeout": "0s",
-        "idle_timeout": "0s",
-        "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
-        "retry_policy": {
-            "retry_on": limits.SAFE_RETRIES,
-            "num_retries": limits.RETRIES,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        },
-    }
-    return {"name": cluster, "domains": ["*"], "routes": [{"match": {"prefix": "/", "grpc": {}}, "route": route}]}

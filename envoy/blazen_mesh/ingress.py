@@ -6,13 +6,19 @@ from typing import Any
 
 from blazen_mesh import limits, tls
 from blazen_mesh.access_log import call_log, connection_log
-from blazen_mesh.http2 import PROOF_HEADER, connection_manager, credential_injector, filter_chain, listener, plain_cluster
+from blazen_mesh.clusters import cluster
+from blazen_mesh.http2 import PROOF_HEADER, connection_manager, credential_injector, filter_chain, listener
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
+from blazen_mesh.rate_limit import limit_for, rate_limit
+from blazen_mesh.rbac import deny_all, rules_for
+from blazen_mesh.routes import STAMP, route_table, routes
 
-__all__ = ["ingress_listener", "peer_cluster", "rbac"]
+__all__ = ["INGRESS", "ingress_listener", "ingress_routes", "peer_cluster"]
 
+INGRESS = "ingress"
 PEER = "peer"
+_HEALTH = "/grpc.health.v1.Health/Check"
 
 
 def ingress_listener(mesh: Mesh, node: str, paths: NodePaths, tracing: dict[str, Any] | None) -> dict[str, Any]:
@@ -21,47 +27,71 @@ def ingress_listener(mesh: Mesh, node: str, paths: NodePaths, tracing: dict[str,
     TLS takes the names of the mesh's nodes and no other; which of them may call is the flows' to say, so that a known node
     without a flow gets a clear PERMISSION_DENIED.
     """
+    age_secs = mesh.connection_age_secs
     manager = connection_manager(
-        "ingress",
-        cluster=PEER,
-        filters=[rbac(mesh, node), credential_injector(tls.sds_config(tls.PROOF, paths), PROOF_HEADER)],
+        INGRESS,
+        paths,
+        filters=[
+            deny_all(),
+            credential_injector(tls.sds_config(tls.PROOF, paths), PROOF_HEADER),
+            rate_limit(),
+            _health_check(),
+        ],
         options={
             # The identity header is written anew from the certificate, whatever came.
             "forward_client_cert_details": "SANITIZE_SET",
             "set_current_client_cert_details": {"uri": True},
             # Certificates and revocation are looked at when a connection opens: none may live for ever.
-            "common_http_protocol_options": {"max_connection_duration": f"{mesh.connection_age_secs}s"},
+            "common_http_protocol_options": {
+                "max_headers_count": limits.MAX_HEADERS,
+                "max_connection_duration": limits.duration(limits.connection_secs(age_secs)),
+            },
+            "drain_timeout": limits.duration(limits.drain_secs(age_secs)),
         },
         keepalive=True,
-        strip=(PROOF_HEADER,),
-        access_log=call_log(node, "ingress"),
+        # What the remote egress stamped is kept, and believed as far as the flows let its node have the class.
+        strip=(PROOF_HEADER,) if mesh.data else (PROOF_HEADER, STAMP),
+        access_log=call_log(node, INGRESS),
         tracing=tracing,
     )
     known = [mesh.identity(name) for name in sorted(mesh.peers)]
     chain = filter_chain(manager, tls.downstream(known, paths))
-    found = listener("ingress", mesh.peer(node).ingress_bind, chain)
+    found = listener(INGRESS, mesh.peer(node).ingress_bind, chain)
     return {**found, "access_log": connection_log(node)}
 
 
-def rbac(mesh: Mesh, node: str) -> dict[str, Any]:
-    """Return the HTTP filter that lets *node*'s callers in, each by its certificate's name, and nobody else.
+def ingress_routes(mesh: Mesh, node: str) -> dict[str, Any]:
+    """Return the routes to *node*'s peer: caller x data class x method, and a last one that lets nobody in.
 
-    ``rules`` stands there even without a caller: empty rules deny all, absent ones would allow all.
+    The stamp chooses the route, and the rules of that route demand that it came once: a match alone would take two.
     """
-    policies = {
-        f"{caller} -> {node}": {
-            "permissions": [{"any": True}],
-            "principals": [{"authenticated": {"principal_name": {"exact": str(mesh.identity(caller))}}}],
-        }
-        for caller in mesh.callers(node)
-    }
-    config = {
-        "@type": f"{tls.ANY}envoy.extensions.filters.http.rbac.v3.RBAC",
-        "rules": {"action": "ALLOW", "policies": policies},
-    }
-    return {"name": "envoy.filters.http.rbac", "typed_config": config}
+    age_secs, me, policy = mesh.connection_age_secs, mesh.identity(node), mesh.policy()
+    flows = [flow for flow in policy.flows if flow.callee == me]
+    found: list[dict[str, Any]] = []
+    names: list[str | None] = [each.name for each in policy.classes]
+    for data_class in names or [None]:
+        callers = {flow.caller for flow in flows if data_class is None or data_class in flow.classes}
+        if callers:
+            stamp = None if data_class is None else (STAMP, data_class)
+            rules = {"typed_per_filter_config": rules_for(sorted(callers, key=str), data_class or "calls", header=stamp)}
+            headers = [] if data_class is None else [{"name": STAMP, "string_match": {"exact": data_class}}]
+            found += routes(PEER, age_secs=age_secs, egress=False, headers=headers, **rules)
+    found.append({"match": {"prefix": "/", "grpc": {}}, "route": {"cluster": PEER}})
+    callers = {flow.caller for flow in flows}
+    limit = limit_for(sorted(callers, key=str), mesh.calls_per_sec)
+    return route_table(INGRESS, found, typed_per_filter_config=limit)
 
 
 def peer_cluster(mesh: Mesh, node: str) -> dict[str, Any]:
-    """Return the cluster of *node*'s own plain-text peer."""
-    return plain_cluster(PEER, mesh.peer(node).listen, connect_timeout=limits.PEER_CONNECT_TIMEOUT)
+    """Return the cluster of *node*'s own plain-text peer, or of its replicas."""
+    return cluster(PEER, mesh.peer(node).listens, connect_timeout=limits.PEER_CONNECT_TIMEOUT)
+
+
+def _health_check() -> dict[str, Any]:
+    """Return the filter that answers health checks by itself once this sidecar is to be left alone (``/healthcheck/fail``)."""
+    config = {
+        "@type": f"{tls.ANY}envoy.extensions.filters.http.health_check.v3.HealthCheck",
+        "pass_through_mode": True,
+        "headers": [{"name": ":path", "string_match": {"exact": _HEALTH}}],
+    }
+    return {"name": "envoy.filters.http.health_check", "typed_config": config}

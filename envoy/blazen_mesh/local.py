@@ -12,10 +12,11 @@ from pathlib import Path
 
 from blazen_mesh.address import Address, TcpAddress
 from blazen_mesh.child import Child, OnLine
+from blazen_mesh.discovery import publish
 from blazen_mesh.mesh import Mesh, Peer
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.readiness import wait_peer_ready
-from blazen_mesh.render import ensure_secret, render_node, write_files
+from blazen_mesh.render import ensure_secret, render_node
 from blazen_mesh.sidecar import Sidecar, StartError, ended
 from blazen_peer.errors import ValidationError
 
@@ -36,8 +37,8 @@ def blazen_peer_command(node: str, peer: Peer, proof_file: Path) -> list[str]:
     assert peer.run is not None  # noqa: S101 - only nodes that run a peer are asked for
     argv = [sys.executable, "-m", "blazen_peer.cli", "serve", "--app", peer.run.app, "--node-id", node]
     argv += ["--listen", str(peer.listen), "--sidecar-proof-file", str(proof_file)]
-    if peer.run.require_identity:
-        argv.append("--require-identity")
+    if peer.run.require_identity:  # a policy says what proven callers may do
+        argv += ["--require-identity", "--policy", str(proof_file.with_name("policy.json"))]
     return [*argv, "--lame-duck-secs", "0", "--drain-secs", str(DRAIN_SECS)]
 
 
@@ -85,7 +86,7 @@ def prepare(
             proof_file=str(home / "sidecar-proof"),
             token_file=str(token_file.absolute()),
         )
-        write_files(render_node(mesh, name, paths, otlp=otlp), home)
+        publish(render_node(mesh, name, paths, otlp=otlp), home, envoy=None)
         ensure_secret(home / "sidecar-proof")
         inherited = {key: value for key, value in environment.items() if key != "BLAZEN_PEER_TOKEN"}
         env = {**inherited, "PYTHONUNBUFFERED": "1", "BLAZEN_PEER_TOKEN_FILE": str(token_file.absolute())}
@@ -207,6 +208,9 @@ def _require_identities(mesh: Mesh, certs: Path) -> None:
         if not all((certs / "nodes" / node / "current" / name).is_file() for name in IDENTITY_FILES)
     ]
     if missing:
-        commands = [] if (certs / "ca").is_dir() else [f"blazen-certs init --trust-domain {mesh.trust_domain} --dir {certs}"]
-        commands += [f"blazen-certs issue {node} --dir {certs}" for node in missing]
+        regions = "".join(f" --region {region}" for region in mesh.regions)
+        init = f"blazen-certs init --trust-domain {mesh.trust_domain}{regions} --dir {certs}"
+        commands = [] if (certs / "root").is_dir() else [init]
+        of = {node: f" --region {mesh.peers[node].region}" if mesh.regions else "" for node in missing}
+        commands += [f"blazen-certs issue {node}{of[node]} --dir {certs}" for node in missing]
         raise ValidationError(f"no certificate for {', '.join(missing)} in {certs}; make them with: {' && '.join(commands)}")

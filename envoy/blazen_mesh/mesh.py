@@ -53,7 +53,7 @@ from blazen_mesh.mesh_tables import (
     Telemetry,
     TrustDomain,
     as_tuples,
-    line_of,
+    lines_of,
 )
 from blazen_peer.errors import ValidationError
 from blazen_peer.flows import DataClass
@@ -186,7 +186,7 @@ class Mesh(pydantic.BaseModel):
                 self.identity(flow.callee),
                 frozenset(flow.workflows),
                 frozenset(flow.data),
-                flow.why.strip(),
+                flow.reason,
                 flow.until,
             )
             for flow in self.flows
@@ -208,7 +208,7 @@ def parse_mesh(table: Mapping[str, Any]) -> Mesh:
     try:
         mesh = Mesh.model_validate(as_tuples(table))
     except pydantic.ValidationError as error:
-        raise MeshError(tuple(line_of(found) for found in error.errors(include_url=False))) from None
+        raise MeshError(lines_of(error)) from None
     if problems := tuple(contradictions(mesh)):
         raise MeshError(problems)
     return mesh

@@ -30,7 +30,7 @@ __all__ = [
     "Telemetry",
     "TrustDomain",
     "as_tuples",
-    "line_of",
+    "lines_of",
 ]
 
 UNCLASSED: Final = ""
@@ -186,6 +186,11 @@ class Data(_Table):
     regions: tuple[Region, ...] = ()
     why: Reason
 
+    @property
+    def reason(self) -> str:
+        """``why`` as one line."""
+        return " ".join(self.why.split())
+
 
 class Flow(_Table):
     """One permission: *caller* may call these workflows on *callee*, with data of these classes, and why.
@@ -200,6 +205,11 @@ class Flow(_Table):
     why: Reason
     until: Annotated[date | None, BeforeValidator(_day)] = None
 
+    @property
+    def reason(self) -> str:
+        """``why`` as one line."""
+        return " ".join(self.why.split())
+
     def __str__(self) -> str:
         return f"{self.caller} -> {self.callee}"
 
@@ -213,8 +223,15 @@ class Telemetry(_Table):
 _TEXTS: Final = {"extra_forbidden": "unknown key", "missing": "missing", "too_short": "at least one is needed"}
 
 
-def line_of(found: Any) -> str:
-    """Return one of pydantic's findings as a line: its place in the file, and what is wrong there."""
+def lines_of(error: pydantic.ValidationError) -> tuple[str, ...]:
+    """Return what pydantic found as lines: the place in the file, and what is wrong there."""
+    found = error.errors(include_url=False)
+    # A list whose items are all wrong is also too short to pydantic; the items' own lines say it better.
+    wrong = {each["loc"][:-1] for each in found}
+    return tuple(_line(each) for each in found if each["type"] != "too_short" or each["loc"] not in wrong)
+
+
+def _line(found: Any) -> str:
     place = ""
     for part in found["loc"]:
         if part not in ("[key]", UNCLASSED):

@@ -16,8 +16,9 @@ class NodePaths:
     """The files of one sidecar.
 
     Attributes:
-        identity_dir: Holds ``current`` (a link that is swapped whole), with ``tls.crt``, ``tls.key`` and ``bundle.crt``.
-        config_dir: Holds ``envoy.json`` and ``sds/``.
+        identity_dir: Holds ``current`` (a link that is swapped whole), with ``tls.crt``, ``tls.key``, ``bundle.crt`` and
+            ``crl.pem``.
+        config_dir: Holds ``envoy.json``, ``lds.json``, ``cds.json``, ``rds/`` and ``sds/``.
         admin_socket: Where Envoy's admin interface listens.
         proof_file: The node's own secret, which the ingress adds to every call and the peer compares.
         token_file: What ``inject_token`` injects; None where no egress port asks for it.
@@ -41,6 +42,10 @@ class NodePaths:
         except ValueError as error:
             raise ValidationError(f"--admin-socket: {error}") from None
 
+    def config(self, name: str) -> str:
+        """Return the path of the file *name* (``lds.json``) of the configuration."""
+        return f"{self.config_dir}/{name}"
+
     def sds(self, name: str) -> str:
         """Return the path of the secret-discovery file called *name*."""
-        return f"{self.config_dir}/sds/{name}.json"
+        return self.config(f"sds/{name}.json")

@@ -8,14 +8,14 @@ import os
 import secrets
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 
 from blazen_mesh import tls
 from blazen_mesh.address import TcpAddress
 from blazen_mesh.address_book import address_book
-from blazen_mesh.bootstrap import bootstrap
+from blazen_mesh.bootstrap import bootstrap, discovered
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
+from blazen_mesh.xds import BOOTSTRAP, dump
 
 __all__ = ["ensure_secret", "render_node", "replace_file", "write_files"]
 
@@ -27,23 +27,24 @@ def render_node(
 ) -> dict[str, str]:
     """Return *node*'s files by their path below the configuration directory.
 
-    ``envoy.json`` and ``sds/*.json`` are the sidecar's, ``policy.json`` is the peer's (every flow to and from the node), and
-    ``peers.json`` its clients' (see :mod:`blazen_mesh.address_book`). JSON, never YAML: Envoy's YAML reader takes a node called
-    ``n`` for false. Keys are sorted: equal meshes, equal bytes.
+    ``envoy.json``, ``lds.json``, ``cds.json``, ``rds/*.json`` and ``sds/*.json`` are the sidecar's, ``policy.json`` is the
+    peer's (every flow to and from the node), and ``peers.json`` its clients' (see :mod:`blazen_mesh.address_book`). Equal
+    meshes, equal bytes.
 
     Args:
         day: Flows whose last day is before it are left out; None: today (UTC).
 
     Raises:
-        MeshError, ValidationError: As :func:`blazen_mesh.bootstrap.bootstrap`.
+        MeshError, ValidationError: As :func:`blazen_mesh.bootstrap.discovered`.
     """
     mesh = mesh.on(day or datetime.now(UTC).date())
     found = {
-        "envoy.json": _dump(bootstrap(mesh, node, paths, otlp=otlp)),
-        "peers.json": _dump(address_book(mesh, node)),
-        "policy.json": _dump(json.loads(mesh.policy().of(mesh.identity(node)).to_json())),
+        BOOTSTRAP: dump(bootstrap(mesh, node, paths)),
+        **discovered(mesh, node, paths, otlp=otlp),
+        "peers.json": dump(address_book(mesh, node)),
+        "policy.json": dump(json.loads(mesh.policy().of(mesh.identity(node)).to_json())),
     }
-    found.update({f"sds/{name}.json": _dump(document) for name, document in tls.secrets(paths).items()})
+    found.update({f"sds/{name}.json": dump(document) for name, document in tls.secrets(paths, crl=mesh.crl).items()})
     return found
 
 
@@ -59,10 +60,6 @@ def ensure_secret(path: Path) -> bool:
         return False
     replace_file(path, secrets.token_urlsafe(SECRET_BYTES).encode(), 0o600)
     return True
-
-
-def _dump(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def replace_file(path: Path, content: bytes, mode: int) -> None:

@@ -60,8 +60,8 @@ class HotRestart:
 class Sidecar:
     """An Envoy process and its admin interface."""
 
-    def __init__(self, child: Child, admin: Admin) -> None:
-        self.child, self.admin = child, admin
+    def __init__(self, child: Child, admin: Admin, epoch: int = 0) -> None:
+        self.child, self.admin, self._epoch = child, admin, epoch
 
     @classmethod
     async def start(
@@ -92,7 +92,7 @@ class Sidecar:
         argv += ["--drain-time-s", str(REPLACED_SECS), "--drain-strategy", "immediate"]
         argv += hot_restart.arguments if hot_restart else ["--disable-hot-restart"]
         child = await Child.start(name, [*argv, *options], on_line=on_line, share_output=share_output)
-        return cls(child, Admin(admin_socket))
+        return cls(child, Admin(admin_socket), hot_restart.epoch if hot_restart else 0)
 
     async def wait_ready(self, within_secs: float) -> None:
         """Wait until it serves with live certificates.
@@ -103,13 +103,27 @@ class Sidecar:
         reason: str | None = "it has just started"
         try:
             async with asyncio.timeout(within_secs):
-                while reason := await self.admin.unready():
+                while reason := await self._unready():
                     if self.child.returncode is not None:
                         await self.child.wait()
                         raise StartError(ended(self.child))
+                    await self._stop_when_refused()
                     await asyncio.sleep(POLL_SECS)
         except TimeoutError:
             raise StartError(f"{self.child.name} is not ready after {within_secs:g} s: {reason}") from None
+
+    async def _unready(self) -> str | None:
+        with contextlib.suppress(AdminError):
+            if await self.admin.epoch() != self._epoch:
+                return "the one before still answers in its place"
+        return await self.admin.unready()
+
+    async def _stop_when_refused(self) -> None:
+        refused = None
+        with contextlib.suppress(AdminError):
+            refused = await self.admin.refused()
+        if refused:  # it would go on without them; nothing but another configuration, or a free port, mends it
+            raise StartError(f"{self.child.name} refuses its {refused}; its last lines:\n{last_lines(self.child)}")
 
     async def begin_drain(self) -> None:
         """Fail its health checks and ask callers, connection by connection, to go elsewhere. Calls in flight go on."""
@@ -150,4 +164,9 @@ def ended(child: Child) -> str:
     """Return the line, and the last lines of output, that tell of *child*'s unexpected end."""
     code = child.returncode or 0
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return "\n".join([f"{child.name} {how}; its last lines:", *(f"  {line}" for line in child.tail)])
+    return f"{child.name} {how}; its last lines:\n{last_lines(child)}"
+
+
+def last_lines(child: Child) -> str:
+    """Return the last lines of *child*'s output, one below the other."""
+    return "\n".join(f"  {line}" for line in child.tail)

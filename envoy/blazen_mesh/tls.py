@@ -58,8 +58,13 @@ def sds_config(name: str, paths: NodePaths) -> dict[str, Any]:
     return {"name": name, "sds_config": {"resource_api_version": "V3", "path_config_source": source}}
 
 
-def secrets(paths: NodePaths) -> dict[str, dict[str, Any]]:
-    """Return every secret-discovery file of a node: its name, and its document."""
+def secrets(paths: NodePaths, *, crl: bool) -> dict[str, dict[str, Any]]:
+    """Return every secret-discovery file of a node: its name, and its document.
+
+    Args:
+        crl: Whether there are revocation lists. Then there must be one of every authority that issues leaves; only leaves are
+            looked up, since the root, which would have to revoke the others, is offline.
+    """
     current = f"{paths.identity_dir}/current"
     watched = {"watched_directory": {"path": paths.identity_dir}}
     leaf = {
@@ -67,7 +72,9 @@ def secrets(paths: NodePaths) -> dict[str, dict[str, Any]]:
         "private_key": {"filename": f"{current}/tls.key"},
         **watched,
     }
-    bundle = {"trusted_ca": {"filename": f"{current}/bundle.crt"}, **watched}
+    bundle: dict[str, Any] = {"trusted_ca": {"filename": f"{current}/bundle.crt"}, **watched}
+    if crl:
+        bundle |= {"crl": {"filename": f"{current}/crl.pem"}, "only_verify_leaf_cert_crl": True}
     found = {
         LEAF: _secret(LEAF, {"tls_certificate": leaf}),
         BUNDLE: _secret(BUNDLE, {"validation_context": bundle}),

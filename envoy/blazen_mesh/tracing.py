@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blazen_mesh.address import TcpAddress
-from blazen_mesh.http2 import plain_cluster
+from blazen_mesh.clusters import cluster
 from blazen_mesh.tls import ANY
 
 __all__ = ["FLUSH", "collector_cluster", "tracing"]
@@ -47,4 +47,4 @@ def tracing(node: str, hop: str) -> dict[str, Any]:
 
 def collector_cluster(address: TcpAddress) -> dict[str, Any]:
     """Return the cluster of the OTLP receiver at *address*."""
-    return plain_cluster(COLLECTOR, address, connect_timeout="1s")
+    return cluster(COLLECTOR, [address], connect_timeout="1s")

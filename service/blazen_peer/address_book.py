@@ -125,10 +125,8 @@ def destination_of(
     if data_class is not None:
         check_class_name(data_class)
     path = peers_file if peers_file is not None else environ.get(PEERS_FILE)
-    to_peer = address.startswith(SCHEME)
-    # What strict means is in the book: it is wanted wherever classes are, and there if it is named.
-    book = AddressBook.read(path) if path and (to_peer or data_class is not None) else None
-    if not to_peer:
+    book = AddressBook.read(path) if path else None  # for any address: which class is stricter stands there, too
+    if not address.startswith(SCHEME):
         if node_id is None:
             raise ValidationError(f"say who calls: client_node_id= beside the address {address[:200]!r}")
         return Destination(address, check_node_id(node_id), data_class, book.data if book else ())

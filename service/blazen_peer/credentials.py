@@ -80,8 +80,8 @@ class TokenSource:
     def of(cls, token: str | None, environ: Mapping[str, str]) -> TokenSource | None:
         """Return the source of an explicit *token*, else of *environ*; None where neither holds one.
 
-        ``BLAZEN_PEER_TOKEN`` or the file named by ``BLAZEN_PEER_TOKEN_FILE``; ``BLAZEN_PEER_TOKEN_PREVIOUS`` (or its
-        ``_FILE``) is accepted too, for rotation.
+        ``BLAZEN_PEER_TOKEN`` or the file named by ``BLAZEN_PEER_TOKEN_FILE``; what ``BLAZEN_PEER_TOKEN_PREVIOUS`` (or its
+        ``_FILE``) holds, a token a line, is accepted too, for rotation. Several, since no two files change at the same moment.
 
         Raises:
             ValidationError: A token is set but empty, too short, or given twice; or its file cannot be read.
@@ -107,8 +107,9 @@ class TokenSource:
                 logger.error("the changed token is not usable, its last value stays: %s", error)
         return self._keys
 
-    def _read(self) -> tuple[str, str | None]:
-        return self._current(), self._previous() if self._previous else None
+    def _read(self) -> tuple[str, ...]:
+        # An empty text counts as a token that is set but empty.
+        return (self._current(), *((self._previous().splitlines() or [""]) if self._previous else ()))
 
 
 class ProofSource:

@@ -142,14 +142,14 @@ class Policy:
         stamp = stamps[0] if stamps else None
         pair = self._flows(caller, callee)
         flows = [flow for flow in pair if workflow in flow.workflows]
-        who = f"{self._name(caller)} -> {self._name(callee)}"
         if not flows:
+            who = self._pair_name(caller, callee)
             may = _words(name for flow in pair for name in flow.workflows)
             reason = f"{who}: no flow names the workflow {workflow[:70]!r}; the flows name {may}"
             return Decision(False, "server", reason, f"add {workflow[:70]!r} to the workflows of the flow {who}")
         by = next((flow for flow in flows if stamp is None or stamp in flow.classes), None)
         if by is None:
-            may = self._class_words(flows)
+            who, may = self._pair_name(caller, callee), self._class_words(flows)
             reason = f"{who}: the workflow {workflow[:70]!r} may be called with {may} data, not with {stamp}"
             return Decision(
                 False, "server", reason, f"add {stamp!r} to the data of the flow {who} that names {workflow[:70]!r}"
@@ -212,8 +212,11 @@ class Policy:
         return self._by_pair.get((caller, callee), ())
 
     def _name(self, peer: PeerId) -> str:
-        # The whole identity where no flow knows it: the same node id may exist in another trust domain.
-        return peer.node_id if peer in self._peers else str(peer)
+        # The whole identity where a flow has that node id in another trust domain.
+        return str(peer) if any(one.node_id == peer.node_id and one != peer for one in self._peers) else peer.node_id
+
+    def _pair_name(self, caller: PeerId, callee: PeerId) -> str:
+        return f"{self._name(caller)} -> {self._name(callee)}"
 
     def _class_words(self, flows: Iterable[Flow]) -> str:
         names = {name for flow in flows for name in flow.classes}
@@ -221,7 +224,7 @@ class Policy:
 
     def _pair(self, place: Place, caller: PeerId, callee: PeerId, stamps: Sequence[str]) -> Decision:
         """Decide what every place can see: the two peers, and the stamp."""
-        flows, who = self._flows(caller, callee), f"{self._name(caller)} -> {self._name(callee)}"
+        flows = self._flows(caller, callee)
         if not self.classes:
             if stamps:
                 reason = f"the data class {stamps[0][:70]!r} is said, and this mesh has none"
@@ -235,9 +238,12 @@ class Policy:
         elif outside := self._outside(stamps[0], caller, callee):
             return Decision(False, place, *outside)
         if not flows:
-            return Decision(False, place, f"no flow is {who}", f"add a flow {who} that names the workflow and says why")
+            reason = f"no flow lets {self._name(caller)} call {self._name(callee)}"
+            who = self._pair_name(caller, callee)
+            return Decision(False, place, reason, f"add a flow {who} that names the workflow and says why")
         by = next((flow for flow in flows if not stamps or stamps[0] in flow.classes), None)
         if by is None:
+            who = self._pair_name(caller, callee)
             reason = f"{who}: {self._class_words(flows)} data may flow there, {stamps[0]} may not"
             return Decision(False, place, reason, f"add {stamps[0]!r} to the data of the flow {who}")
         return Decision(True, place, f"allowed by the flow {by}", flow=by)

@@ -17,7 +17,9 @@ import json
 import random
 import shutil
 import socket
+import sys
 import tempfile
+import tomllib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -32,16 +34,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from blazen_certs import Authority
+from blazen_mesh.admin import Admin
 from blazen_mesh.binary import find_envoy
+from blazen_mesh.child import Child
 from blazen_mesh.mesh import parse_mesh
 from blazen_mesh.paths import NodePaths
-from blazen_mesh.render import ensure_secret, render_node, write_files
+from blazen_mesh.ready import readiness
+from blazen_mesh.render import ensure_secret, render_node, replace_file, write_files
 from blazen_mesh.sidecar import Sidecar
 
 INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 TRUST_DOMAIN = "mesh.test"
 READY_SECS = 20.0
 LOG_SECS = 10.0
+WAIT_SECS = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -103,32 +109,94 @@ class Call:
 
 @dataclass
 class StandInPeer:
-    """A gRPC server that answers any ``InvokeSubWorkflow`` with *answer*, and notes each call."""
+    """A gRPC server that answers any ``InvokeSubWorkflow`` and ``DerefSessionRef`` with *answer*, and notes each call.
+
+    ``StreamSubWorkflowEvents`` gets the answer ten times a second, for ever.
+    ``health.set("", ...)`` changes what it says of its health.
+    """
 
     answer: Callable[[bytes], Awaitable[bytes]]
     calls: list[Call] = field(default_factory=list)
+    health: Any = field(default_factory=HealthServicer)
+    answer_metadata: tuple[tuple[str, str], ...] = ()
     server: Any = None
 
     async def start(self, address: str) -> None:
         """Listen on *address*, with gRPC health beside it."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self.server = grpc.aio.server(options=options)
-        handler = grpc.unary_unary_rpc_method_handler(self._handle)
-        _, service, method = INVOKE.split("/")
-        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, self.server)
-        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        unary = grpc.unary_unary_rpc_method_handler(self._handle)
+        handlers = {
+            "InvokeSubWorkflow": unary,
+            "DerefSessionRef": unary,
+            "StreamSubWorkflowEvents": grpc.unary_stream_rpc_method_handler(self._stream),
+        }
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(INVOKE.split("/")[1], handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.server.add_insecure_port(address)
         await self.server.start()
 
     async def _handle(self, request: bytes, context: Any) -> bytes:
         self.calls.append(Call(request, list(context.invocation_metadata()), context.time_remaining()))
+        if self.answer_metadata:
+            await context.send_initial_metadata(self.answer_metadata)
+            context.set_trailing_metadata(self.answer_metadata)
         return await self.answer(request)
+
+    async def _stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        self.calls.append(Call(request, list(context.invocation_metadata()), context.time_remaining()))
+        while True:
+            yield await self.answer(request)
+            await asyncio.sleep(0.1)
 
 
 async def _echo(request: bytes) -> bytes:
     return request
+
+
+def _toml(value: Any) -> str:
+    """Return *value* as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, (list, tuple)) else json.dumps(value)
+
+
+@dataclass
+class Supervised:
+    """A running ``blazen-mesh sidecar``."""
+
+    mesh: Mesh
+    node: str
+    child: Child
+
+    @property
+    def home(self) -> Path:
+        """Its configuration directory."""
+        return self.mesh.root / self.node
+
+    @property
+    def admin(self) -> Admin:
+        """Its Envoy's admin interface."""
+        return Admin(self.home / "admin.sock")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What it says of itself."""
+        return readiness(self.home)
+
+    async def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Wait until its status fulfils *condition*, and return it."""
+        async with asyncio.timeout(WAIT_SECS):
+            while not condition(status := await asyncio.to_thread(readiness, self.home)):
+                assert self.child.returncode is None, "\n".join(self.mesh.lines[self.node])
+                await asyncio.sleep(0.02)
+        return status
+
+    async def ended(self) -> int:
+        """Wait for its end, and return the exit code."""
+        async with asyncio.timeout(WAIT_SECS):
+            return await self.child.wait()
 
 
 class Mesh:
@@ -136,38 +204,60 @@ class Mesh:
 
     def __init__(self, root: Path, envoy: Path, table: dict[str, Any], identities: Mapping[str, Path]) -> None:
         self.root, self._envoy = root, envoy
-        self.definition = parse_mesh(table)
+        self.table, self.definition = table, parse_mesh(table)
         self.identities = identities
         self.sidecars: dict[str, Sidecar] = {}
+        self.supervised: list[Supervised] = []
         self.peers: dict[str, StandInPeer] = {}
         self.lines: dict[str, list[str]] = defaultdict(list)
         self.token_file = root / "token"
         self._new_line = asyncio.Event()
         self._channels: list[grpc.aio.Channel] = []
 
-    def listen(self, node: str) -> str:
-        """Where *node*'s sidecar expects its plain-text peer."""
-        return str(self.definition.peers[node].listen)
+    def listen(self, node: str, replica: int = 0) -> str:
+        """Where *node*'s sidecar expects its plain-text peer, or one of its replicas."""
+        return str(self.definition.peers[node].listens[replica])
 
-    def egress(self, caller: str, callee: str) -> str:
+    def egress(self, caller: str, callee: str, data_class: str | None = None) -> str:
         """Where *caller* reaches *callee*: ``host:port``, plain text."""
-        return self.definition.way(caller, callee).address
+        return self.definition.way(caller, callee, data_class).address
 
     def proof_file(self, node: str) -> Path:
         """The secret that *node*'s ingress adds to every call."""
         return self.root / node / "sidecar-proof"
 
-    async def start_sidecar(self, node: str, *, ready: bool = True, proof: bool = True, otlp: Any = None) -> Sidecar:
-        """Render *node*, start its Envoy, and wait until it is ready."""
+    def paths(self, node: str) -> NodePaths:
+        """Where *node*'s sidecar finds its files."""
         directory = self.root / node
-        paths = NodePaths(
+        return NodePaths(
             identity_dir=str(self.identities[node]),
             config_dir=str(directory),
             admin_socket=str(directory / "admin.sock"),
             proof_file=str(self.proof_file(node)),
             token_file=str(self.token_file),
         )
-        write_files(render_node(self.definition, node, paths, otlp=otlp), directory)
+
+    async def start_sidecar(
+        self,
+        node: str,
+        *,
+        ready: bool = True,
+        proof: bool = True,
+        otlp: Any = None,
+        alter: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Sidecar:
+        """Render *node*, start its Envoy, and wait until it is ready.
+
+        Args:
+            alter: Changes the rendered documents, by file name: to see what a setting is for.
+        """
+        directory, paths = self.root / node, self.paths(node)
+        files = render_node(self.definition, node, paths, otlp=otlp)
+        if alter:
+            documents = {name: json.loads(text) for name, text in files.items()}
+            alter(documents)
+            files = {name: json.dumps(document) for name, document in documents.items()}
+        write_files(files, directory)
         if proof:
             ensure_secret(self.proof_file(node))
         ensure_secret(self.token_file)
@@ -183,16 +273,44 @@ class Mesh:
             await sidecar.wait_ready(READY_SECS)
         return sidecar
 
-    async def start_peer(self, node: str, answer: Callable[[bytes], Awaitable[bytes]] = _echo) -> StandInPeer:
-        """Start a stand-in peer for *node*."""
-        self.peers[node] = peer = StandInPeer(answer)
-        await peer.start(self.listen(node))
+    def write_toml(self, **changes: Any) -> Path:
+        """Write the mesh file, with *changes* to its top-level keys, and return its path."""
+        self.table.update(changes)
+        path = self.root / "mesh.toml"
+        replace_file(path, "".join(f"{key} = {_toml(value)}\n" for key, value in self.table.items()).encode(), 0o644)
+        return path
+
+    async def supervise(self, node: str, *options: str, ready: bool = True) -> Supervised:
+        """Start ``blazen-mesh sidecar`` for *node*, its log going where :meth:`log` finds it."""
+        argv = [sys.executable, "-m", "blazen_mesh", "sidecar", "--node", node, "--mesh", str(self.write_toml())]
+        argv += ["--identity-dir", str(self.identities[node]), "--config-dir", str(self.root / node)]
+        argv += ["--envoy", str(self._envoy), "--token-file", str(self.token_file), *options]
+        child = await Child.start(node, argv, on_line=self._on_line)
+        self.supervised.append(found := Supervised(self, node, child))
+        if ready:
+            await found.until(lambda status: status["ready"])
+        return found
+
+    async def said(self, node: str, text: str, times: int = 1) -> None:
+        """Wait until *text* stands in *times* lines of *node*'s log."""
+        async with asyncio.timeout(WAIT_SECS):
+            while sum(text in line for line in self.lines[node]) < times:
+                self._new_line.clear()
+                await self._new_line.wait()
+
+    async def start_peer(
+        self, node: str, answer: Callable[[bytes], Awaitable[bytes]] = _echo, *, replica: int = 0
+    ) -> StandInPeer:
+        """Start a stand-in peer for *node*; its replicas but the first are ``peers["node 1"]`` and so on."""
+        self.peers[f"{node} {replica}" if replica else node] = peer = StandInPeer(answer)
+        await peer.start(self.listen(node, replica))
         return peer
 
-    def channel(self, caller: str, callee: str) -> grpc.aio.Channel:
+    def channel(self, caller: str, callee: str, data_class: str | None = None) -> grpc.aio.Channel:
         """Return a channel to *callee* by way of *caller*'s sidecar; :meth:`close` closes it."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        channel = grpc.aio.insecure_channel(self.egress(caller, callee), options=options)
+        options.append(("grpc.use_local_subchannel_pool", 1))  # a connection of its own
+        channel = grpc.aio.insecure_channel(self.egress(caller, callee, data_class), options=options)
         self._channels.append(channel)
         return channel
 
@@ -228,6 +346,7 @@ class Mesh:
         for channel in self._channels:
             await channel.close()
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
+        await asyncio.gather(*(supervised.child.kill() for supervised in self.supervised))
         await asyncio.gather(*(peer.server.stop(0) for peer in self.peers.values()))
 
     def _on_line(self, name: str, line: str) -> None:
@@ -252,7 +371,7 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
         identities: Identity directories to use instead of what ``certificates`` issues.
         sidecars: The nodes whose sidecars are started; all of them when None.
         dial: Where some nodes' sidecars are dialled, when that is another mesh's.
-        extra: More keys of the mesh file.
+        extra: More keys of the mesh file, and others in place of what is made here.
     """
     async with AsyncExitStack() as stack:
 
@@ -291,6 +410,31 @@ async def start_mesh(short_dir: Path, envoy: Path, certificates: Authority) -> A
             return mesh
 
         yield start
+
+
+PolicyTable = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def policy_table() -> PolicyTable:
+    """``policy.toml`` parsed, with changes: values by their dotted place, where None removes what is there."""
+
+    def table(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        found: Any = tomllib.loads(Path(__file__).with_name("policy.toml").read_text(encoding="utf-8"))
+        for place, value in (changes or {}).items():
+            *way, last = (int(part) if part.isdigit() else part for part in place.split("."))
+            inner = found
+            for part in way:
+                inner = inner[part] if isinstance(inner, list) else inner.setdefault(part, {})
+            if value is None:
+                del inner[last]
+            elif isinstance(inner, list) and last == len(inner):
+                inner.append(value)
+            else:
+                inner[last] = value
+        return found
+
+    return table
 
 
 @pytest.fixture

@@ -33,14 +33,14 @@ async def answer(request: bytes, _: Any) -> bytes:
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("command", nargs="?")
-    for name in ("app", "node-id", "listen", "sidecar-proof-file"):
+    for name in ("app", "node-id", "listen", "sidecar-proof-file", "policy"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--require-identity", action="store_true")
     options = parser.parse_args()
     if os.environ.get("MISBEHAVE") == "exit":
         sys.exit("stand-in: cannot start")
     server = grpc.aio.server()
-    handlers = {"InvokeSubWorkflow": grpc.unary_unary_rpc_method_handler(answer)}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(answer) for name in ("InvokeSubWorkflow", "DerefSessionRef")}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("blazen.peer.v1.BlazenPeer", handlers),))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

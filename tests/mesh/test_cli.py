@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
+from blazen_certs import cli as certs_cli
 from blazen_mesh import cli
+from blazen_mesh.local import prepare
+from blazen_mesh.mesh import load_mesh
+from blazen_peer.errors import ValidationError
 
 EXAMPLE = str(Path(__file__).parents[2] / "envoy" / "mesh.toml")
 
@@ -62,6 +68,9 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {str(path.relative_to(tmp_path / "o")) for path in first} == {
         *(
             "envoy.json",
+            "lds.json",
+            "cds.json",
+            "rds/ingress.json",
             "peers.json",
             "policy.json",
             "sidecar-proof",
@@ -71,9 +80,10 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         )
     }
     assert (tmp_path / "o" / "sidecar-proof").stat().st_mode & 0o777 == 0o600
-    assert '"/etc/sidecar/sds/leaf.json"' in (tmp_path / "o" / "envoy.json").read_text()
+    assert '"/etc/sidecar/lds.json"' in (tmp_path / "o" / "envoy.json").read_text()
+    assert '"/etc/sidecar/sds/leaf.json"' in (tmp_path / "o" / "lds.json").read_text()
     assert cli.main([*argv, "--otlp", "collector:4317"]) == 0
-    assert "collector" in (tmp_path / "o" / "envoy.json").read_text()
+    assert "collector" in (tmp_path / "o" / "cds.json").read_text()
     assert cli.main(argv) == 0
     assert {path: path.read_bytes() for path in first} == first
     assert "kept" in capsys.readouterr().out
@@ -111,6 +121,26 @@ def test_failure(argv: list[str], code: int, words: str, capsys: pytest.CaptureF
     errors: Any = capsys.readouterr().err
     assert words in errors
     assert "Traceback" not in errors
+
+
+def test_commands_for_certificates_are_right(tmp_path: Path) -> None:
+    """The commands that it tells for want of certificates, run as they stand, make those of every node in its own region."""
+    mesh = load_mesh(Path(__file__).with_name("policy.toml"))
+    certs = tmp_path / "certs"
+
+    def rendered() -> object:
+        return prepare(mesh, tmp_path, certs=certs, token_file=tmp_path / "token", environment={})
+
+    with pytest.raises(ValidationError, match="make them with: ") as caught:
+        rendered()
+    for command in str(caught.value).partition("make them with: ")[2].split(" && "):
+        program, *argv = shlex.split(command)
+        assert (program, certs_cli.main(argv)) == ("blazen-certs", 0), command
+    rendered()
+    for node in mesh.peers:
+        leaf = x509.load_pem_x509_certificate((certs / "nodes" / node / "current" / "tls.crt").read_bytes())
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [str(mesh.identity(node))]
 
 
 def test_empty_token_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

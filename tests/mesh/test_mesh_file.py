@@ -220,6 +220,12 @@ def test_an_exception_ends(day: date, ends: bool) -> None:
     assert (len(mesh.ways("a")), mesh.callers("c"), gone.allowed) == ((2, (), False) if ends else (3, ("a",), True))
 
 
+def test_reason_of_several_lines() -> None:
+    """A reason may be written on several lines; it is one line wherever it is shown."""
+    mesh = parse_mesh(changed("flows.0.why", "\n  one\n  two \n"))
+    assert [flow.why for flow in mesh.policy().flows] == ["one two"]
+
+
 def test_policy() -> None:
     """The evaluator gets every flow, with identities, and every class in its order."""
     policy = parse_mesh(tomllib.loads(CLASSED)).policy()
@@ -284,6 +290,13 @@ def test_every_problem_at_once() -> None:
         "flows[0].why",
         "more",
     ]
+
+
+def test_one_line_for_one_mistake() -> None:
+    """A list whose only item is wrong is not told to be empty besides."""
+    with pytest.raises(MeshError) as caught:
+        parse_mesh(changed("flows.0.workflows", ["*"]))
+    assert len(caught.value.problems) == 1, caught.value.problems
 
 
 def test_same_workflow_twice() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import grpc
 import pytest
 
 from blazen_certs import Authority
-from blazen_mesh.child import Child
 from blazen_mesh.sidecar import StartError
 
 pytestmark = pytest.mark.envoy
@@ -163,35 +161,3 @@ async def test_remote_sidecar_down(start_mesh: Any) -> None:
     mesh = await start_mesh(sidecars=["intake"])
     assert (await refusal(mesh)).code() is grpc.StatusCode.UNAVAILABLE
     assert "URX" in (await mesh.wait_log("intake", log="call"))[0]["flags"]
-
-
-async def test_peer_killed_during_a_call(start_mesh: Any) -> None:
-    """A call whose peer dies in the middle fails with UNAVAILABLE and was executed once: no sidecar sends it again."""
-    mesh = await start_mesh(stand_ins=False)
-    lines: list[str] = []
-    changed = asyncio.Event()
-
-    def note(_: str, line: str) -> None:
-        lines.append(line)
-        changed.set()
-
-    async def until(text: str) -> None:
-        async with asyncio.timeout(10):
-            while not any(text in line for line in lines):
-                changed.clear()
-                await changed.wait()
-
-    argv = [sys.executable, str(STAND_IN), "--listen", mesh.listen("analyst"), "--node-id", "analyst"]
-    first = await Child.start("first", argv, on_line=note)
-    await until("serves")
-    call = asyncio.create_task(mesh.call("intake", "analyst", b"30", timeout=40))
-    await until("call begins 30")
-    await first.kill()
-    second = await Child.start("second", argv, on_line=note)  # would gladly take a second attempt
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    (entry,) = await mesh.wait_log("intake", log="call")
-    assert (entry["grpc_status"], entry["upstream_attempts"]) == ("Unavailable", 1)
-    assert [line for line in lines if line == "call begins 30"] == ["call begins 30"]
-    await second.stop(5)

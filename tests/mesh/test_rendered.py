@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blazen_mesh import limits
 from blazen_mesh.address import TcpAddress
-from blazen_mesh.binary import validate
+from blazen_mesh.discovery import objections
 from blazen_mesh.mesh import Mesh, load_mesh, parse_mesh
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.render import ensure_secret, render_node, write_files
 from blazen_mesh.tls import downstream
+from blazen_mesh.xds import whole
 from blazen_peer.errors import ValidationError
+from blazen_peer.policy import METHODS
 
 ENVOY_DIR = Path(__file__).parents[2] / "envoy"
 PATHS = NodePaths(
@@ -47,8 +51,37 @@ def mesh_of(*flows: tuple[str, str], inject: bool = False, **extra: Any) -> Mesh
 
 
 def rendered(mesh: Mesh, node: str, **options: Any) -> dict[str, Any]:
-    """Return *node*'s bootstrap."""
-    return json.loads(render_node(mesh, node, PATHS, **options)["envoy.json"])
+    """Return *node*'s whole configuration: its bootstrap, with all that Envoy reads from other files in it."""
+    return whole(render_node(mesh, node, PATHS, **options))
+
+
+def classed(**extra: Any) -> Mesh:
+    """Return a mesh of two regions in which a may send b personal and internal data, and c internal data alone."""
+    table = {
+        "trust_domain": "mesh.test",
+        "regions": ["eu", "us"],
+        "data": [
+            {"name": "personal", "regions": ["eu"], "why": "test"},
+            {"name": "internal", "regions": ["eu", "us"], "why": "test"},
+        ],
+        "peers": {
+            "a": {
+                "region": "eu",
+                "sidecar": "127.0.0.1:10",
+                "listen": "127.0.0.1:20",
+                "egress": {"b": {"personal": 31, "internal": 32}, "c": {"internal": 33}},
+            },
+            "b": {"region": "eu", "sidecar": "b.test:11", "listen": ["127.0.0.1:21", "unix:/run/b.sock"]},
+            "c": {"region": "us", "sidecar": "127.0.0.1:12", "listen": "127.0.0.1:22", "egress": {"b": {"internal": 34}}},
+        },
+        "flows": [
+            {"from": "a", "to": "b", "workflows": ["work"], "data": ["personal", "internal"], "why": "test"},
+            {"from": "a", "to": "c", "workflows": ["work"], "data": ["internal"], "why": "test"},
+            {"from": "c", "to": "b", "workflows": ["work"], "data": ["internal"], "why": "test"},
+        ],
+        **extra,
+    }
+    return parse_mesh(table)
 
 
 def walk(value: Any) -> Iterator[dict[str, Any]]:
@@ -81,6 +114,8 @@ MESHES = [
     pytest.param(mesh_of(), "a", id="no-flows"),
     pytest.param(mesh_of(("a", "b"), ("b", "c"), ("c", "b")), "b", id="three"),
     pytest.param(mesh_of(("a", "b"), inject=True, telemetry={"otlp": "collector:4317"}), "a", id="token-and-telemetry"),
+    pytest.param(classed(), "a", id="classes-out"),
+    pytest.param(classed(), "b", id="classes-in"),
 ]
 
 
@@ -98,22 +133,19 @@ def test_example_is_rendered_as_reviewed(node: str) -> None:
 
 @pytest.mark.envoy
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
-def test_envoy_takes_it(mesh: Mesh, node: str, envoy: Path, short_dir: Path) -> None:
-    """Envoy would start from it, and finds nothing deprecated in it."""
-    home = str(short_dir)
-    paths = NodePaths(f"{home}/id", home, f"{home}/admin.sock", f"{home}/proof", f"{home}/token")
-    write_files(render_node(mesh, node, paths), short_dir)
-    ensure_secret(short_dir / "proof")
-    ensure_secret(short_dir / "token")
-    (short_dir / "id").mkdir()
-    assert validate(envoy, short_dir / "envoy.json") == []
+def test_envoy_takes_it(mesh: Mesh, node: str, envoy: Path) -> None:
+    """Envoy would run from it, and finds nothing deprecated in it."""
+    assert objections(render_node(mesh, node, PATHS), envoy) == []
 
 
 @pytest.mark.envoy
-def test_envoy_is_really_asked(envoy: Path, short_dir: Path) -> None:
-    """A configuration that Envoy does not understand is reported with its reason."""
-    (short_dir / "envoy.json").write_text('{"no_such_field": 1}')
-    assert "no_such_field" in "".join(validate(envoy, short_dir / "envoy.json"))
+@pytest.mark.parametrize("name", ["envoy.json", "lds.json", "cds.json", "rds/ingress.json"])
+def test_envoy_is_really_asked(name: str, envoy: Path) -> None:
+    """What Envoy does not understand is reported with its reason, in whichever file it stands."""
+    files = render_node(EXAMPLE, "intake", PATHS)
+    document = json.loads(files[name])
+    (document if name == "envoy.json" else document["resources"][0])["no_such_field"] = 1
+    assert "no_such_field" in "".join(objections({**files, name: json.dumps(document)}, envoy))
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
@@ -121,7 +153,7 @@ def test_always_mutual(mesh: Mesh, node: str) -> None:
     """Whatever the callers, a client certificate is demanded, and its name is pinned to exact ones of the mesh."""
     (context,) = found(rendered(mesh, node), "DownstreamTlsContext")
     assert context["require_client_certificate"] is True
-    assert names(context) == [f"spiffe://{mesh.trust_domain}/peer/{name}" for name in sorted(mesh.peers)]
+    assert names(context) == [str(mesh.identity(name)) for name in sorted(mesh.peers)]
 
 
 def test_no_name_to_pin() -> None:
@@ -139,7 +171,7 @@ def test_callee_is_pinned(mesh: Mesh, node: str) -> None:
         for cluster in clusters
         if "transport_socket" in cluster
     }
-    assert pinned == {f"egress {callee}": [f"spiffe://{mesh.trust_domain}/peer/{callee}"] for callee in mesh.callees(node)}
+    assert pinned == {way.name: [str(mesh.identity(way.callee))] for way in mesh.ways(node)}
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
@@ -147,7 +179,7 @@ def test_tls_1_3_only(mesh: Mesh, node: str) -> None:
     """Minimum and maximum are both 1.3, both ways; sessions are never resumed; the bundle comes from the identity."""
     document = rendered(mesh, node)
     contexts = found(document, "DownstreamTlsContext") + found(document, "UpstreamTlsContext")
-    assert len(contexts) == 1 + len(mesh.callees(node))
+    assert len(contexts) == 1 + len(mesh.ways(node))
     for context in contexts:
         common = context["common_tls_context"]
         assert set(common["tls_params"].values()) == {"TLSv1_3"}
@@ -161,30 +193,60 @@ def test_tls_1_3_only(mesh: Mesh, node: str) -> None:
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
 def test_callers_are_the_flows(mesh: Mesh, node: str) -> None:
-    """RBAC names exactly the callers of the flows, and comes before everything else."""
+    """RBAC comes first and denies all by itself; for each data class the routes let in exactly the callers of the flows."""
     (manager,) = (item for item in found(rendered(mesh, node), "HttpConnectionManager") if item["stat_prefix"] == "ingress")
     first = manager["http_filters"][0]["typed_config"]
     assert first["@type"].endswith(".RBAC")
-    assert first["rules"]["action"] == "ALLOW"
-    principals = [
-        principal["authenticated"]["principal_name"]["exact"]
-        for policy in first["rules"]["policies"].values()
-        for principal in policy["principals"]
-    ]
-    assert principals == [f"spiffe://{mesh.trust_domain}/peer/{caller}" for caller in mesh.callers(node)]
+    assert first["rules"] == {"action": "ALLOW", "policies": {}}
+    (host,) = manager["route_config"]["virtual_hosts"]
+    *allowing, last = host["routes"]
+    assert "typed_per_filter_config" not in last
+    assert "headers" not in last["match"]
+    let_in: dict[str | None, set[str]] = {}
+    for route in allowing:
+        (rules,) = found(route, "RBACPerRoute")
+        assert rules["rbac"]["rules"]["action"] == "ALLOW"
+        (policy,) = rules["rbac"]["rules"]["policies"].values()
+        assert {rule["url_path"]["path"]["exact"] for rule in policy["permissions"]} == set(METHODS)
+        stamps = [header["string_match"]["exact"] for header in route["match"].get("headers", [])]
+        assert len(stamps) == bool(mesh.data)
+        principals = {principal["authenticated"]["principal_name"]["exact"] for principal in policy["principals"]}
+        assert let_in.setdefault(stamps[0] if stamps else None, principals) == principals
+    expected: dict[str | None, set[str]] = {}
+    for flow in mesh.flows:
+        for name in flow.data or (None,):
+            if flow.callee == node:
+                expected.setdefault(name, set()).add(str(mesh.identity(flow.caller)))
+    assert let_in == expected
 
 
-def test_no_callers() -> None:
-    """An empty list must not mean everyone: the rules are there, and allow nobody."""
-    (rbac,) = found(rendered(mesh_of(), "a"), "RBAC")
-    assert rbac["rules"] == {"action": "ALLOW", "policies": {}}
+@pytest.mark.parametrize(("mesh", "node"), MESHES)
+def test_each_way_stamps_its_class(mesh: Mesh, node: str) -> None:
+    """An egress port strips the stamp of its callers, and writes its own on calls, answers and health checks, if it has one."""
+    document = rendered(mesh, node)
+    managers = {item["stat_prefix"]: item for item in found(document, "HttpConnectionManager")}
+    for way in mesh.ways(node):
+        manager = managers[way.name]
+        assert {"remove": "x-blazen-data-class"} in manager["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
+        (host,) = manager["route_config"]["virtual_hosts"]
+        if way.data_class is None:
+            assert host["response_headers_to_remove"] == ["x-blazen-data-class"]
+            continue
+        stamp = {"header": {"key": "x-blazen-data-class", "value": way.data_class}}
+        for direction in ("request", "response"):
+            assert host[f"{direction}_headers_to_add"] == [{**stamp, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
+        (cluster,) = (each for each in document["static_resources"]["clusters"] if each["name"] == way.name)
+        for check in cluster.get("health_checks", []):
+            assert check["grpc_health_check"]["initial_metadata"] == [stamp]
+    strip = managers["ingress"]["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
+    assert ({"remove": "x-blazen-data-class"} in strip) is not bool(mesh.data)
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
 def test_only_allowed_ways_exist(mesh: Mesh, node: str) -> None:
     """There is a loopback listener and a cluster for each allowed callee, and for nothing else; no port is shared."""
     resources = rendered(mesh, node)["static_resources"]
-    expected = {"ingress", *(f"egress {callee}" for callee in mesh.callees(node))}
+    expected = {"ingress", *(way.name for way in mesh.ways(node))}
     assert {listener["name"] for listener in resources["listeners"]} == expected
     assert {cluster["name"] for cluster in resources["clusters"]} - {"peer", "otlp"} == expected - {"ingress"}
     for listener in resources["listeners"]:
@@ -194,16 +256,27 @@ def test_only_allowed_ways_exist(mesh: Mesh, node: str) -> None:
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
-def test_no_time_limit_of_its_own(mesh: Mesh, node: str) -> None:
-    """The caller's deadline is the only one, and what may be sent again is only what was never taken up."""
-    document = rendered(mesh, node)
-    routes = [item for item in walk(document) if "retry_policy" in item]
-    assert len(routes) == 1 + len(mesh.callees(node))
-    for route in routes:
-        assert (route["timeout"], route["idle_timeout"]) == ("0s", "0s")
-        assert route["max_stream_duration"]["grpc_timeout_header_max"] == "0s"
-        assert route["retry_policy"]["retry_on"] == "connect-failure,refused-stream,reset-before-request"
-    assert {manager["stream_idle_timeout"] for manager in found(document, "HttpConnectionManager")} == {"0s"}
+def test_time_and_repeats(mesh: Mesh, node: str) -> None:
+    """The caller's deadline alone bounds a unary call; a stream ends within the connection's age; repeats are safe ones."""
+    safe = "connect-failure,refused-stream,reset-before-request"
+    managers = {item["stat_prefix"]: item for item in found(rendered(mesh, node), "HttpConnectionManager")}
+    assert {manager["stream_idle_timeout"] for manager in managers.values()} == {"0s"}
+    for prefix, manager in managers.items():
+        routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+        for method in METHODS:
+            for route in routes:
+                action, match = route["route"], route["match"]
+                taken = re.fullmatch(match["safe_regex"]["regex"], method) if "safe_regex" in match else match["prefix"] == "/"
+                if not taken or "retry_policy" not in action:
+                    continue
+                streams = method.rpartition("/")[2] in ("StreamSubWorkflowEvents", "Attach", "DerefChunks", "Watch")
+                bound = "1440s" if streams else "0s"
+                assert (action["timeout"], action["idle_timeout"]) == ("0s", "0s")
+                assert action["max_stream_duration"] == {"max_stream_duration": bound, "grpc_timeout_header_max": bound}
+                reads = method.rpartition("/")[2] in ("DerefSessionRef", "Describe", "ListRefs", "Check")
+                again = f"{safe},reset,unavailable" if reads and prefix != "ingress" else safe
+                assert action["retry_policy"]["retry_on"] == again
+                break
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
@@ -230,13 +303,14 @@ def test_pings_between_sidecars_only(mesh: Mesh, node: str) -> None:
         for item in resources["clusters"] + resources["listeners"]
         if any("connection_keepalive" in inner for inner in walk(item))
     }
-    assert pinged == {"ingress", *(f"egress {callee}" for callee in mesh.callees(node))}
+    assert pinged == {"ingress", *(way.name for way in mesh.ways(node))}
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
 def test_everything_is_bounded(mesh: Mesh, node: str) -> None:
-    """Streams, requests, buffers, connections and their age have limits, and the streams' is above Envoy's own 1,024."""
-    resources = rendered(mesh, node)["static_resources"]
+    """Streams, requests, headers, buffers, connections, their age and memory have limits; streams above Envoy's 1,024."""
+    document = rendered(mesh, node)
+    resources = document["static_resources"]
     for cluster in resources["clusters"]:
         (threshold,) = cluster["circuit_breakers"]["thresholds"]
         assert threshold["max_requests"] == threshold["max_pending_requests"] == 4096
@@ -245,7 +319,42 @@ def test_everything_is_bounded(mesh: Mesh, node: str) -> None:
         if "initial_stream_window_size" in item:
             assert item["max_concurrent_streams"] == 4096
     ages = [item["max_connection_duration"] for item in walk(resources) if "max_connection_duration" in item]
-    assert ages == ["3600s"] * (1 + len(mesh.callees(node)))
+    assert ages == ["1800s"] * (1 + len(mesh.ways(node)))
+    for manager in found(document, "HttpConnectionManager"):
+        assert (manager["max_request_headers_kb"], manager["common_http_protocol_options"]["max_headers_count"]) == (60, 100)
+    for options in found(document, "HttpProtocolOptions"):
+        assert options["common_http_protocol_options"]["max_response_headers_kb"] == 60
+    for item in resources["listeners"] + resources["clusters"]:
+        assert item["per_connection_buffer_limit_bytes"] == 1024 * 1024
+    (heap,) = found(document, "FixedHeapConfig")
+    assert heap["max_heap_size_bytes"] == 512 * 1024 * 1024
+    (connections,) = found(document, "DownstreamConnectionsConfig")
+    assert connections["max_active_downstream_connections"] == 10240
+
+
+@pytest.mark.parametrize("age_secs", [1, 10, 3600, 6 * 3600])
+def test_age_is_shared_out(age_secs: int) -> None:
+    """A connection, its goodbye, and a stream that began in its last moment are over within the mesh's connection age."""
+    spent = limits.connection_secs(age_secs) + limits.drain_secs(age_secs) + limits.stream_secs(age_secs)
+    assert spent <= age_secs
+
+
+def test_several_hosts() -> None:
+    """Of several hosts, or of a name, the healthy ones get the calls, by invocation id; a single address is taken as it is."""
+    clusters = {each["name"]: each for node in "ab" for each in rendered(classed(), node)["static_resources"]["clusters"]}
+    assert {name for name, each in clusters.items() if "outlier_detection" in each or "health_checks" in each} == {
+        *("peer", "egress b personal", "egress b internal")
+    }
+    for name in ("peer", "egress b personal"):
+        cluster = clusters[name]
+        assert cluster["lb_policy"] == "RING_HASH"
+        assert cluster["outlier_detection"]["max_ejection_percent"] == 100
+        assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 1}
+        (check,) = cluster["health_checks"]
+        assert check["no_traffic_interval"] == check["interval"] == "3s"
+        assert "locality" not in json.dumps(cluster["load_assignment"])
+    hosts = [entry["endpoint"]["address"] for entry in clusters["peer"]["load_assignment"]["endpoints"][0]["lb_endpoints"]]
+    assert hosts == [{"socket_address": {"address": "127.0.0.1", "port_value": 21}}, {"pipe": {"path": "/run/b.sock"}}]
 
 
 @pytest.mark.parametrize(("mesh", "node"), MESHES)
@@ -253,7 +362,7 @@ def test_logs_hold_no_secret(mesh: Mesh, node: str) -> None:
     """Every hop and the ingress's connections are logged, to standard output, without any header that a secret is in."""
     document = rendered(mesh, node)
     logs = found(document, "StdoutAccessLog")
-    assert len(logs) == 2 + len(mesh.callees(node))
+    assert len(logs) == 2 + len(mesh.ways(node))
     formats = json.dumps([log["log_format"] for log in logs]).lower()
     assert "downstream_transport_failure_reason" in formats
     for word in ("authorization", "proof", "forwarded-client-cert", "dynamic_metadata"):
@@ -262,7 +371,8 @@ def test_logs_hold_no_secret(mesh: Mesh, node: str) -> None:
 
 def test_tracing_is_off_unless_asked_for() -> None:
     """Without a collector nothing of tracing is in the file; with one, only what an application began is traced."""
-    assert "tracing" not in render_node(EXAMPLE, "intake", PATHS)["envoy.json"]
+    assert "tracing" not in rendered(EXAMPLE, "intake")
+    assert not found(rendered(EXAMPLE, "intake"), "OpenTelemetryConfig")
     document = rendered(EXAMPLE, "intake", otlp=TcpAddress("127.0.0.1", 4317))
     tracers = found(document, "OpenTelemetryConfig")
     assert [tracer["service_name"] for tracer in tracers] == ["intake-sidecar"] * 2

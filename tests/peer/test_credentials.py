@@ -144,3 +144,14 @@ def test_a_proof_must_be_long(tmp_path: Path) -> None:
     path.write_text("guess")
     with pytest.raises(ValidationError, match="32 to 512"):
         ProofSource(path)
+
+
+def test_several_previous_tokens() -> None:
+    """A token a line: all of them are accepted; more than three, or an empty line, are refused at start."""
+    environ = {"BLAZEN_PEER_TOKEN": TOKEN, "BLAZEN_PEER_TOKEN_PREVIOUS": f"{TOKEN}\n{OTHER}"}
+    source = TokenSource.of(None, environ)
+    assert source is not None
+    assert source.keys().tokens == (TOKEN.encode(), TOKEN.encode(), OTHER.encode())
+    for wrong, why in (("\n".join([OTHER] * 4), "there are 4 previous tokens"), (f"{OTHER}\n\n{TOKEN}", "is set but empty")):
+        with pytest.raises(ValidationError, match=why):
+            TokenSource.of(None, {**environ, "BLAZEN_PEER_TOKEN_PREVIOUS": wrong})

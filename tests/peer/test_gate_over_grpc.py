@@ -201,7 +201,7 @@ async def test_our_client(serve: Serve, connect: Connect, monkeypatch: pytest.Mo
 
 
 async def test_rotation_by_file(serve: Serve, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A running peer takes up changed files: first both tokens are accepted, then, without the old one, the new alone."""
+    """A running peer takes up changed files: both tokens are accepted at every moment until the old one is dropped."""
     current, previous = tmp_path / "token", tmp_path / "previous"
 
     def write(path: Path, text: str) -> None:
@@ -224,10 +224,9 @@ async def test_rotation_by_file(serve: Serve, connect: Connect, tmp_path: Path, 
     server = await serve()
     clients = [await connect(server, token=TOKEN), await connect(server, token=OTHER), await connect(server)]
     assert await accepted() == [True, False, True]
-    write(previous, OTHER)
+    write(previous, f"{TOKEN}\n{OTHER}")
     assert await accepted() == [True, True, True]
     write(current, OTHER)
-    write(previous, TOKEN)
     assert await accepted() == [True, True, True]
     write(previous, OTHER)
     assert await accepted() == [False, True, True]

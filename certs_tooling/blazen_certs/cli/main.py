@@ -8,12 +8,20 @@ from typing import Any
 
 import typer
 
+from blazen_certs.cli.code import code
 from blazen_certs.cli.init import init
 from blazen_certs.cli.inspect import inspect
 from blazen_certs.cli.issue import issue
+from blazen_certs.cli.join import join
 from blazen_certs.cli.output import CHECK_FAILED, DONE, WRONG_USE, fail
+from blazen_certs.cli.renew import needs_renewal, renew
+from blazen_certs.cli.revoke import crl, revoke
+from blazen_certs.cli.rotate_root import rotate_root
+from blazen_certs.cli.serve import serve
+from blazen_certs.cli.status import status
 from blazen_certs.cli.verify import verify
-from blazen_certs.errors import CertificateError, StoreError
+from blazen_certs.cli.watch import watch
+from blazen_certs.errors import CertificateError, CodeError, ServiceError, StoreError
 from blazen_peer.errors import ValidationError
 
 __all__ = ["app", "entry", "main"]
@@ -34,7 +42,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and keys are among them
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (init, issue, inspect, verify):
+for _command in (
+    init,
+    issue,
+    renew,
+    needs_renewal,
+    watch,
+    revoke,
+    crl,
+    rotate_root,
+    status,
+    inspect,
+    verify,
+    code,
+    serve,
+    join,
+):
     app.command()(_command)
 
 
@@ -45,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = app(arguments or ["--help"], prog_name="blazen-certs", standalone_mode=False)
     except _UsageError as error:
         return fail(arguments, WRONG_USE, "Usage", f"{error.format_message().rstrip('.')}. See: blazen-certs --help")
-    except CertificateError as error:
+    except (CertificateError, CodeError, ServiceError) as error:
         return fail(arguments, CHECK_FAILED, error.kind, str(error))
     except (ValidationError, StoreError) as error:
         return fail(arguments, WRONG_USE, error.kind, str(error))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from blazen_certs.facts import printable
 
-__all__ = ["CHECK_FAILED", "DONE", "WRONG_USE", "fail", "print_json", "print_lines"]
+__all__ = ["CHECK_FAILED", "DONE", "WRONG_USE", "fail", "print_event", "print_json", "print_lines"]
 
 DONE, CHECK_FAILED, WRONG_USE = 0, 1, 2
 
@@ -38,3 +38,8 @@ def print_lines(items: Iterable[RenderableType]) -> None:
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     for item in items:
         console.print(item, soft_wrap=isinstance(item, str | Text))
+
+
+def print_event(event: dict[str, Any]) -> None:
+    """Print what a long-running command does, one line of JSON each, at once."""
+    print(json.dumps(event, ensure_ascii=False), flush=True)

@@ -54,9 +54,9 @@ def check(
     if mesh:
         out.print(_flow_table(mesh))
         for note in known:
-            out.print(Text.assemble(("note: ", "yellow"), note))
+            out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
     for problem in problems:
-        out.print(Text.assemble(("problem: ", "bold red"), problem))
+        out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
     if problems:
         return PROBLEMS
     if binary:
@@ -77,7 +77,7 @@ def _flow_table(mesh: Mesh) -> Table:
         row = [flow.caller, "\n".join(way.address for way in ways), flow.callee, "\n".join(flow.workflows)]
         row += ["\n".join(str(way.data_class) for way in ways)] if mesh.data else []
         row += [str(flow.until or "")] if ends else []
-        table.add_row(*map(escape, (*row, flow.why.strip())))
+        table.add_row(*map(escape, (*row, flow.reason)))
     return table
 
 

@@ -66,16 +66,20 @@ def doctor(
     """
     mesh = load_mesh(mesh_file)
     given = logs or []
+    files = find_nodes(directory, config_dirs or ())
     visit = Visit(
         mesh,
         node,
-        files=find_nodes(directory, config_dirs or ()),
-        log_files=[Path(name) for name in given if name != "-"],
+        files=files,
+        log_files=[
+            *(kept.log for kept in files.values() if kept.log is not None),
+            *(Path(name) for name in given if name != "-"),
+        ],
         entries=list(read_entries(sys.stdin)) if "-" in given else [],
         since=timedelta(minutes=since_mins),
         timeout_secs=timeout_secs,
     )
-    visit = replace(visit, token=_token(token_file, os.environ, visit.files))
+    visit = replace(visit, token=_token(token_file, os.environ, files))
     if as_json:
         report = asyncio.run(examine(visit))
         print_json(report.as_object())

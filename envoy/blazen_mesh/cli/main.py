@@ -9,9 +9,13 @@ from typing import Any
 import typer
 
 from blazen_mesh.cli.check import check
+from blazen_mesh.cli.diff import diff
 from blazen_mesh.cli.doctor import doctor
+from blazen_mesh.cli.explain import explain
 from blazen_mesh.cli.outcome import DONE, PROBLEMS, WRONG_USE, print_json
+from blazen_mesh.cli.ready import ready
 from blazen_mesh.cli.render import render
+from blazen_mesh.cli.sidecar import sidecar
 from blazen_mesh.cli.up import up
 from blazen_mesh.mesh import MeshError
 from blazen_mesh.sidecar import StartError
@@ -35,8 +39,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(check)
+app.command()(explain)
+app.command()(diff)
 app.command()(render)
 app.command()(up)
+app.command()(sidecar)
+app.command()(ready)
 app.command()(doctor)
 
 

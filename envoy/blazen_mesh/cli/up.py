@@ -19,6 +19,7 @@ from blazen_mesh.binary import HOW_TO_GET_IT, find_envoy
 from blazen_mesh.cli.options import DEFAULT_MESH, EnvoyBinary, MeshFile, Otlp, otlp_address
 from blazen_mesh.cli.outcome import DONE
 from blazen_mesh.cli.show import console, mesh_table, node_objects
+from blazen_mesh.kept_log import KeptLog
 from blazen_mesh.local import LocalMesh, PeerCommand, blazen_peer_command, prepare
 from blazen_mesh.mesh import Mesh, load_mesh
 from blazen_mesh.render import replace_file
@@ -103,7 +104,11 @@ def run_up(
     names = [name for node in nodes for name in (f"{node.name} peer", f"{node.name} sidecar")]
     width = max(len(name) for name in names)
 
+    kept = {f"{node.name} sidecar": KeptLog(node.directory) for node in nodes}
+
     def on_line(name: str, line: str) -> None:
+        if name in kept:
+            kept[name].write(line)
         prefix = Text(f"{name:<{width}} | ", style=_COLOURS[names.index(name) % len(_COLOURS)])
         out.print(prefix + Text(line), soft_wrap=True)
 
@@ -135,6 +140,8 @@ def run_up(
     try:
         asyncio.run(supervise())
     finally:
+        for log in kept.values():
+            log.close()
         if ready_file:
             ready_file.unlink(missing_ok=True)
     out.print("stopped")

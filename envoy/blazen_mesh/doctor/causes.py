@@ -59,6 +59,7 @@ _ENTRIES = (
         "the sidecar has refused a new secret and keeps the former: revocations may not be in force",
         "run blazen-certs verify {node}, issue anew (never put the old files back), then restart the sidecar of {node}",
     ),
+    Cause("supervisor", "the supervisor of the sidecar is not content", "do what it names; blazen-mesh ready asks it again"),
     Cause(
         "stale-configuration",
         "the sidecar does not run what the mesh file says",
@@ -124,6 +125,7 @@ _ENTRIES = (
         "issue {callee} from its own region's authority",
     ),
     Cause("caller-crl-expired", "the revocation list of {caller} has expired, so it refuses everybody", _CRL_CALLER),
+    Cause("caller-crl-not-yet-valid", "the revocation list of {caller} begins in the future by its clock", _CLOCK),
     Cause(
         "caller-crl-missing", "the revocation list of {caller} does not cover the issuer, so it refuses everybody", _CRL_CALLER
     ),
@@ -157,6 +159,7 @@ _ENTRIES = (
         "issue {caller} from its own region's authority",
     ),
     Cause("callee-crl-expired", "the revocation list of {callee} has expired, so it refuses everybody", _CRL_CALLEE),
+    Cause("callee-crl-not-yet-valid", "the revocation list of {callee} begins in the future by its clock", _CLOCK),
     Cause(
         "callee-crl-missing", "the revocation list of {callee} does not cover the issuer, so it refuses everybody", _CRL_CALLEE
     ),
@@ -171,6 +174,11 @@ _ENTRIES = (
         "policy-denies",
         "the callee's sidecar has no flow that lets this call in",
         "if the mesh file allows it, render {callee} anew, on its machine; if not, it needs a flow there",
+    ),
+    Cause(
+        "flow-ended",
+        "the flow was an exception, and its last day is over",
+        "take it out of the mesh file, or give it a later `until`",
     ),
     Cause(
         "peer-refuses",
@@ -221,7 +229,7 @@ VERIFY_CODES = {
     3: "crl-missing",
     9: "not-yet-valid",
     10: "expired",
-    11: "crl-expired",
+    11: "crl-not-yet-valid",
     12: "crl-expired",
     18: "unknown-authority",
     19: "unknown-authority",
@@ -248,7 +256,8 @@ _TEXTS = (
     (r"certificate_has_expired", "expired"),
     (r"certificate_is_not_yet_valid", "not-yet-valid"),
     (r"certificate_revoked", "revoked"),
-    (r"CRL_has_expired|CRL_is_not_yet_valid", "crl-expired"),
+    (r"CRL_has_expired", "crl-expired"),
+    (r"CRL_is_not_yet_valid", "crl-not-yet-valid"),
     (r"unable_to_get_certificate_CRL", "crl-missing"),
     (r"permitted_subtree_violation|excluded_subtree_violation", "forbidden-name"),
     (r"SAN_matcher", "wrong-name"),

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from blazen_mesh.address import Address
 from blazen_mesh.doctor.calls import check_health
+from blazen_mesh.doctor.configuration import examine_configuration
 from blazen_mesh.doctor.findings import Finding, Names, Report
 from blazen_mesh.doctor.hops import Hop, hops_of
 from blazen_mesh.doctor.identity import Identity, examine_identity, span_text
@@ -61,9 +63,9 @@ async def examine(visit: Visit) -> Report:
         MeshError: The mesh has no such node.
         OSError: A log file cannot be read.
     """
-    mesh = visit.mesh
     if visit.node is not None:
-        mesh.peer(visit.node)
+        visit.mesh.peer(visit.node)
+    mesh = visit.mesh.on(visit.now().date())
     hops = hops_of(mesh, visit.node)
 
     def read_logs() -> Logs:
@@ -84,6 +86,7 @@ async def examine(visit: Visit) -> Report:
         for hop, found in zip(hops, walked, strict=True)
         if any(one.check == "call" and one.state == "fine" for one in found)
     }
+    findings += _ended(visit)
     findings += _told(past.seen(visit.now() - visit.since), sound, visit.now())
     return Report(tuple(findings))
 
@@ -96,13 +99,14 @@ async def _examine_node(visit: Visit, probing: Probing, node: str) -> tuple[list
         return [names.unseen("files", what, f"run there: blazen-mesh doctor --node {node} --config-dir DIR")], None
     found, identity = examine_identity(names, files, visit.mesh.identity(node), visit.now())
     found += await probing.bounded(examine_sidecar(names, files, identity))
-    found.append(await _examine_peer(visit, probing, names))
+    found += await probing.bounded(examine_configuration(names, files, visit.mesh.on(visit.now().date())))
+    for address in visit.mesh.peer(node).listens:
+        found.append(await _examine_peer(visit, probing, names, address))
     visit.on_done(node)
     return found, identity
 
 
-async def _examine_peer(visit: Visit, probing: Probing, names: Names) -> Finding:
-    address = visit.mesh.peer(names.node).listen
+async def _examine_peer(visit: Visit, probing: Probing, names: Names, address: Address) -> Finding:
     answer = await probing.bounded(check_health(address, visit.timeout_secs, visit.now))
     match answer.status:
         case "OK" if not answer.serving:
@@ -122,6 +126,16 @@ async def _examine_hop(visit: Visit, probing: Probing, hop: Hop, identity: Ident
         return [hop.names.unseen("hop", f"it can be walked from {hop.caller}'s machine alone", where)]
     found = await walk(hop, visit.mesh.identity(hop.callee), identity, probing)
     visit.on_done(hop.names.subject)
+    return found
+
+
+def _ended(visit: Visit) -> list[Finding]:
+    """Return the flows whose last day is over: their callers are refused, which some of them may not know."""
+    today, found = visit.now().date(), []
+    for flow in visit.mesh.flows:
+        if flow.until is not None and flow.until < today and visit.node in (None, flow.caller, flow.callee):
+            names = Names(f"{flow.caller} -> {flow.callee}", flow.callee, flow.caller, flow.callee)
+            found.append(names.wrong("policy", "flow-ended", f"on {flow.until}: {flow.why.strip()}", state="warning"))
     return found
 
 

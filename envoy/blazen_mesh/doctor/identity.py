@@ -152,9 +152,12 @@ def _crl_findings(
     if any(crl.get_revoked_certificate_by_serial_number(leaf.serial_number) for crl in ours):
         found.append(names.wrong("identity", "caller-revoked", f"serial {leaf.serial_number:x} is on the list"))
     ends = _ends(crls)
+    begins = max(crl.last_update_utc for crl in crls)
     longest = max(crl.next_update_utc - crl.last_update_utc for crl in crls if crl.next_update_utc)
     if ends <= now:
         found.append(names.wrong("revocation", "caller-crl-expired", f"at {ends:%Y-%m-%d %H:%M:%SZ}"))
+    elif begins > now:
+        found.append(names.wrong("revocation", "caller-crl-not-yet-valid", f"in {span_text(begins - now)}"))
     elif ends - now < longest * CRL_LEFT_LEAST:
         found.append(names.wrong("revocation", "crl-expires-soon", f"{span_text(ends - now)} left", state="warning"))
     return found

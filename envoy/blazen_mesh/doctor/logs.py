@@ -13,7 +13,7 @@ from blazen_mesh.doctor.causes import cause_of_failure_text
 from blazen_mesh.doctor.hops import Hop
 from blazen_mesh.mesh import Mesh
 
-__all__ = ["Entry", "Logs", "Seen", "cause_at_callee", "cause_at_caller", "read_entries", "read_log_file"]
+__all__ = ["OF_LISTS", "Entry", "Logs", "Seen", "cause_at_callee", "cause_at_caller", "read_entries", "read_log_file"]
 
 TAIL_BYTES = 16 * 1024 * 1024
 """What is read of the end of a log file."""
@@ -31,6 +31,9 @@ _OF_ONE_CALL = {
     "call-failed",
     "unknown-peer",
 }
+OF_LISTS = frozenset({"crl-expired", "crl-missing", "crl-not-yet-valid"})
+"""What is about the revocation list of the end that says it, and not about the other one's certificate."""
+
 _OF_CERTIFICATES = {"expired", "not-yet-valid", "revoked", "unknown-authority", "forbidden-name"}
 
 
@@ -261,7 +264,8 @@ def cause_at_caller(failure: str) -> str:
     if what is None:
         return "remote-unreachable"
     renamed = {"refused": "remote-sidecar-down", "unreachable": "remote-unreachable", "missing": "tls-failed"}
-    renamed |= {"crl-expired": "caller-crl-expired", "crl-missing": "caller-crl-missing"}
+    if what in OF_LISTS:
+        return f"caller-{what}"
     return renamed.get(what) or (f"callee-{what}" if what in (*_OF_CERTIFICATES, "wrong-name") else what)
 
 
@@ -269,7 +273,9 @@ def cause_at_callee(failure: str) -> str:
     """Return the cause that the callee's sidecar means by *failure*."""
     what = cause_of_failure_text(failure)
     renamed = {"wrong-name": "caller-unknown-name", "missing": "caller-missing", "plain-text": "caller-plain-text"}
-    renamed |= {"crl-expired": "callee-crl-expired", "crl-missing": "callee-crl-missing", "tls-version": "tls-version"}
+    renamed["tls-version"] = "tls-version"
+    if what in OF_LISTS:
+        return f"callee-{what}"
     return renamed.get(what or "") or (f"caller-{what}" if what in _OF_CERTIFICATES else "tls-failed")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blazen_mesh.kept_log import LOG_NAME
 from blazen_peer.errors import ValidationError
 
 __all__ = ["NodeFiles", "find_nodes", "read_node"]
@@ -24,6 +25,7 @@ class NodeFiles:
         admin_socket: Where its sidecar's admin interface listens.
         wants_crl: Whether its sidecar was told to read a revocation list.
         token_file: The token, where the sidecar was told of it.
+        log: What `blazen-mesh up` keeps of its sidecar's log; None where nobody keeps it.
     """
 
     node: str
@@ -32,6 +34,7 @@ class NodeFiles:
     admin_socket: Path
     wants_crl: bool
     token_file: Path | None
+    log: Path | None
 
 
 def find_nodes(directory: Path, config_dirs: Iterable[Path]) -> dict[str, NodeFiles]:
@@ -67,6 +70,7 @@ def read_node(config_dir: Path) -> NodeFiles:
             admin_socket=Path(envoy["admin"]["address"]["pipe"]["path"]),
             wants_crl="crl" in bundle,
             token_file=_token_file(config_dir / "sds" / "token.json"),
+            log=config_dir / LOG_NAME if (config_dir / LOG_NAME).exists() else None,
         )
     except FileNotFoundError as error:
         raise ValidationError(f"{error.filename} is not there: name what blazen-mesh render --out has written") from None

@@ -13,7 +13,7 @@ from blazen_mesh.doctor.findings import Finding
 from blazen_mesh.doctor.handshake import CLOSED, Handshake, connect, look_up, shake_hands
 from blazen_mesh.doctor.hops import Hop
 from blazen_mesh.doctor.identity import Identity, dns_names_of, span_text, uris_of
-from blazen_mesh.doctor.logs import cause_at_callee, cause_at_caller
+from blazen_mesh.doctor.logs import OF_LISTS, cause_at_callee, cause_at_caller
 from blazen_mesh.doctor.probing import Probing
 from blazen_peer.identity import PeerId
 
@@ -96,8 +96,8 @@ class _Walk:
             return [names.wrong("tls", "identity-broken", f"{identity.directory}: {error.reason or error}")]
         except OSError as error:
             return [names.wrong("tls", "tls-failed", _reason(error))]
-        if problem := self._their_certificate(shake) or await self._our_certificate(shake):
-            return [problem]
+        if problems := [one for one in (self._their_certificate(shake), await self._our_certificate(shake)) if one]:
+            return problems
         assert shake.leaf is not None  # noqa: S101 - it was verified
         ends = span_text(shake.leaf.not_valid_after_utc - self.probing.now())
         lists = ", not revoked" if identity.crls else ""
@@ -112,7 +112,7 @@ class _Walk:
         said = ", ".join(uris_of(shake.leaf)) or "nobody"
         if shake.verify_code:
             what = VERIFY_CODES.get(shake.verify_code)
-            if what in ("crl-expired", "crl-missing"):
+            if what in OF_LISTS:
                 return names.wrong("tls", f"caller-{what}", shake.verify_message)
             cause = f"callee-{what}" if what else "tls-failed"
             return names.wrong("tls", cause, f"{said}: {shake.verify_message}")
@@ -124,7 +124,7 @@ class _Walk:
 
     async def _our_certificate(self, shake: Handshake) -> Finding | None:
         """Return why the other end refused us: its log's word, where that is here; else its alert, which is coarser."""
-        if shake.failure is None:
+        if shake.failure is None or shake.leaf is None:
             return None
         entry = await self.probing.refusal(self.hop.callee, shake.local)
         if entry is not None:

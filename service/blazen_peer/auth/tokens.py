@@ -27,6 +27,7 @@ LEEWAY_SECS = 30  # how far two nodes' clocks may differ
 MIN_SECRET_CHARS = 32
 MAX_BEARER_CHARS = 4096
 
+MAX_PREVIOUS = 3
 _ALGORITHM = "HS256"
 _KEY_INFO = b"blazen.peer.v1 jwt HS256"  # part of the format: nodes that derive otherwise do not know each other
 _SECRET = re.compile(r"[!-+\--~]+")  # visible ASCII without the comma, which joins duplicate headers
@@ -63,7 +64,7 @@ def check_secret(secret: str, name: str = "token") -> str:
 
 @dataclass(frozen=True, slots=True)
 class TokenKeys:
-    """The tokens in force, and the keys derived from them; the first of each is current, a second is also accepted.
+    """The tokens in force, and the keys derived from them; the first of each is current, the others are accepted too.
 
     Attributes:
         tokens: The tokens themselves, as they come in a raw bearer.
@@ -74,15 +75,18 @@ class TokenKeys:
     signing: tuple[bytes, ...] = field(repr=False)
 
     @classmethod
-    def from_tokens(cls, current: str, previous: str | None = None) -> TokenKeys:
-        """Return the keys of *current*, and of *previous* during a rotation.
+    def from_tokens(cls, current: str, *previous: str) -> TokenKeys:
+        """Return the keys of *current*, and of *previous* during a rotation: three at most.
 
         Raises:
-            ValidationError: One of them is no good; see :func:`check_secret`.
+            ValidationError: One of them is no good (see :func:`check_secret`), or there are more.
         """
+        if len(previous) > MAX_PREVIOUS:
+            raise ValidationError(
+                f"there are {len(previous)} previous tokens and at most {MAX_PREVIOUS} count: drop the oldest"
+            )
         tokens = [check_secret(current).encode()]
-        if previous is not None:
-            tokens.append(check_secret(previous, "previous token").encode())
+        tokens += [check_secret(token, "previous token").encode() for token in previous]
         return cls(tuple(tokens), tuple(map(_derive, tokens)))
 
 

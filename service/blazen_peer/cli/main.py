@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from blazen_peer import telemetry
+from blazen_peer.cli.connection import DataClass, PeersFile, connected, named
 from blazen_peer.cli.exporters import start_telemetry
 from blazen_peer.cli.health import health
 from blazen_peer.cli.options import Address, AsJson, NodeId
@@ -25,7 +26,6 @@ from blazen_peer.cli.show import description_object, show_description, show_resu
 from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls, server_tls
 from blazen_peer.cli.token import token
 from blazen_peer.cli.trace import trace
-from blazen_peer.client import PeerClient
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
 
@@ -168,7 +168,9 @@ def run(
     retries: Annotated[
         int, typer.Option("--retries", metavar="COUNT", help="How often to go on after the connection broke.")
     ] = 0,
-    node_id: NodeId = "cli",
+    data: DataClass = None,
+    peers_file: PeersFile = None,
+    node_id: NodeId = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
@@ -183,16 +185,24 @@ def run(
 
       blazen-peer run http://127.0.0.1:16001 intake-document --input @document.json
 
+      blazen-peer run peer:analyst analyze-pipeline --data personal --input @document.json
+
       blazen-peer run unix:/run/peer.sock demo --step my_app::analyze --input '{"document": "..."}' --json
     """
     console = Console(stderr=True)
     text = _input_text(input_)
     invocation_id = invocation_id or secrets.token_hex(16)
-    end_tracing = start_telemetry(node_id, os.environ)
+    end_tracing = start_telemetry(named(node_id), os.environ)
     try:
         with (
             console.status(Text(f"{printable(workflow)} runs on {printable(address)}")),
-            PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client,
+            connected(
+                address,
+                node_id,
+                tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name),
+                data_class=data,
+                peers_file=peers_file,
+            ) as client,
             telemetry.command_span("run", workflow),
         ):
             trace_id = telemetry.current_trace_id()
@@ -224,7 +234,9 @@ def run(
 @app.command(epilog="Exit codes: 0 done, 2 wrong use, 3 refused, 5 transport, 1 any other failure of the call.")
 def describe(
     address: Address,
-    node_id: NodeId = "cli",
+    data: DataClass = None,
+    peers_file: PeersFile = None,
+    node_id: NodeId = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
@@ -239,7 +251,9 @@ def describe(
 
       blazen-peer describe http://127.0.0.1:16001
     """
-    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
+    with connected(
+        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
+    ) as client:
         description = client.describe_blocking()
     if as_json:
         print_json(description_object(description))

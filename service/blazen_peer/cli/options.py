@@ -12,16 +12,16 @@ Address = Annotated[
     str,
     typer.Argument(
         metavar="ADDRESS",
-        help="http://host:port (behind a sidecar: its egress port), https://host:port (direct TLS) or unix:PATH.",
+        help="http://host:port (behind a sidecar: its egress port), https://host:port (direct TLS), unix:PATH or peer:NAME.",
     ),
 ]
 NodeId = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--node-id",
         metavar="NODE",
         envvar="BLAZEN_NODE_ID",
-        help="This end's name; behind a sidecar, the node of its certificate.",
+        help="This end's name; behind a sidecar, the node of its certificate; for peer:NAME, the address book's node.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for scripts.")]

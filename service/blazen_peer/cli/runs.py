@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from blazen_peer.cli.connection import DataClass, PeersFile, connected
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, print_json, printable
 from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls
-from blazen_peer.client import PeerClient
 from blazen_peer.events import StopEvent
 from blazen_peer.remote_stream import RemoteStream
 from blazen_peer.runtime.result import WorkflowResult
@@ -40,7 +40,9 @@ def cancel(
     address: Address,
     invocation_id: Annotated[str, typer.Argument(metavar="ID", help="What the run was begun with: run --invocation-id.")],
     grace: Annotated[float, typer.Option("--grace", metavar="SECS", help="How long to wait for its steps to let go.")] = 5,
-    node_id: NodeId = "cli",
+    data: DataClass = None,
+    peers_file: PeersFile = None,
+    node_id: NodeId = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
@@ -53,7 +55,9 @@ def cancel(
 
       blazen-peer cancel http://127.0.0.1:16001 nightly-2026-11-23 --node-id intake
     """
-    with PeerClient.connect(address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name)) as client:
+    with connected(
+        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
+    ) as client:
         report = client.cancel_blocking(invocation_id, grace_secs=grace)
     still = report.outcome is CancelOutcome.STILL_STOPPING
     if as_json:

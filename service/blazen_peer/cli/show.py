@@ -45,15 +45,19 @@ def show_description(description: control_pb2.DescribeResponse) -> None:
         f"limits: {limits.max_runs} runs at once, {limits.default_timeout_ms / 1000:g} s a run "
         f"({limits.max_timeout_ms / 1000:g} s when asked for), {limits.max_message_bytes / 2**20:g} MiB a message"
     )
+    if description.HasField("policy"):
+        console.print(_policy(description.policy))
     typed = any(shape.json_schema for item in description.steps for shape in (*item.accepts, *item.emits))
     steps = Table("step", "accepts", "emits", box=SIMPLE_HEAD, leading=int(typed))
     for item in description.steps:
         steps.add_row(Text(printable(item.id), style="bold"), _events(item.accepts), _events(item.emits) or Text("any"))
     console.print(steps)
     if description.workflows:
-        workflows = Table("workflow", "its steps", box=SIMPLE_HEAD)
+        workflows = Table("workflow", "its steps", "laxest data", box=SIMPLE_HEAD)
         for named in description.workflows:
-            workflows.add_row(Text(printable(named.name), style="bold"), Text(printable("\n".join(named.step_ids))))
+            laxest = "by the input" if named.data_class_by_input else named.data_class or "-"
+            steps_of = Text(printable("\n".join(named.step_ids)))
+            workflows.add_row(Text(printable(named.name), style="bold"), steps_of, Text(printable(laxest)))
         console.print(workflows)
 
 
@@ -75,8 +79,34 @@ def description_object(description: control_pb2.DescribeResponse) -> dict[str, o
         "steps": [
             {"id": item.id, "accepts": _shapes(item.accepts), "emits": _shapes(item.emits)} for item in description.steps
         ],
-        "workflows": [{"name": item.name, "step_ids": list(item.step_ids)} for item in description.workflows],
+        "workflows": [
+            {
+                "name": item.name,
+                "step_ids": list(item.step_ids),
+                "data_class": item.data_class or None,
+                "data_class_by_input": item.data_class_by_input,
+            }
+            for item in description.workflows
+        ],
+        "policy": _policy_object(description.policy) if description.HasField("policy") else None,
     }
+
+
+def _policy_object(policy: control_pb2.LoadedPolicy) -> dict[str, object]:
+    return {
+        "digest": policy.digest,
+        "loaded_at_epoch_ms": policy.loaded_at_epoch_ms,
+        "data_classes": list(policy.data_classes),
+        "problem": policy.problem or None,
+    }
+
+
+def _policy(policy: control_pb2.LoadedPolicy) -> Text:
+    classes = ", ".join(policy.data_classes)
+    line = Text(f"policy: {printable(policy.digest[:12])}, " + (f"data {printable(classes)}" if classes else "no data classes"))
+    if policy.problem:
+        line.append(f"\nits file is not in force: {printable(policy.problem)}", style="bold red")
+    return line
 
 
 def _shapes(items: Iterable[control_pb2.EventShape]) -> list[dict[str, object]]:

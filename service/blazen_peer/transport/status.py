@@ -65,6 +65,8 @@ _NEVER_SENT = re.compile(
 _TLS = re.compile(
     r"TLS_error|SSL_ERROR|CERTIFICATE_VERIFY_FAILED|handshake (failed|failure)|Custom verification check failed", re.IGNORECASE
 )
+# Who ends a stream in the middle, a proxy that bounds its time or a process that goes, sends no status; gRPC makes this of it.
+_RESET = re.compile(r"Received RST_STREAM|Stream removed")
 _CLOSED_WHILE_CONNECTING = re.compile(r"failed to connect to all addresses.*(Socket closed|reset by peer)", re.DOTALL)
 # grpcio: "larger than max (5 vs. 4)". tonic: "length too large: found 5 bytes, the limit is: 4 bytes".
 _SIZES = re.compile(r"\((\d+) vs\. (\d+)\)|found (\d+) bytes, the limit is: (\d+)")
@@ -221,6 +223,8 @@ def _by_code(code: grpc.StatusCode, text: str) -> BlazenError:
             if _TLS.search(text):
                 return TlsError(text)
             return TransportError(text, may_have_run=_NEVER_SENT.search(text) is None)
+        case grpc.StatusCode.INTERNAL if _RESET.search(text):
+            return TransportError(text)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return TransportError(f"no answer within the deadline: {text}")
         case grpc.StatusCode.NOT_FOUND:

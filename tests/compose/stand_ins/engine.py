@@ -44,9 +44,11 @@ def _state() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return the variables with which ``docker`` and ``docker compose`` find this engine."""
+    """Return the variables with which ``docker`` and ``docker compose`` find this engine, and builds this machine's CAs."""
     home = _home()
+    bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     return {
+        **({"CA_BUNDLE": bundle} if bundle else {}),
         "PATH": f"{home}/usr/bin:{home}/usr/sbin:{os.environ['PATH']}:/usr/sbin:/sbin",
         "DOCKER_CONFIG": f"{home}/config",
         "DOCKER_HOST": f"unix://{_state()}/docker.sock",

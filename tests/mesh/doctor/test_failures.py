@@ -163,7 +163,8 @@ async def test_server_of_another_authority(start_pair: Any, examine: Any, short_
     """The callee's certificate is of an authority that the caller does not trust."""
     other = Authority.create(short_dir / "other", "mesh.test").issue("analyst").path
     mesh = await start_pair(identities={"analyst": other})
-    finding = only_problem(await examine(mesh, at=["intake"]))
+    report = await examine(mesh, at=["intake"])
+    finding = next(finding for finding in report.problems if finding.subject == HOP)
     assert said(finding) == ("tls", "callee-unknown-authority")
     assert "issue analyst from the authority in intake's bundle" in finding.fix
 
@@ -188,13 +189,20 @@ def expired(certificates: Authority, _: Path) -> Path:
 def of_another_authority(certificates: Authority, scratch: Path) -> Path:
     """Return intake's identity as another CA made it, trusting the right one, so that only the other end can refuse."""
     path = Authority.create(scratch / "other", "mesh.test").issue("intake").path
-    (path / "current" / "bundle.crt").write_bytes(certificates.issue("x").bundle_path.read_bytes())
+    return trusting(path, certificates)
+
+
+def trusting(path: Path, certificates: Authority) -> Path:
+    """Give the identity at *path* the bundle and the revocation lists of *certificates*, as they are now."""
+    theirs = certificates.issue("bystander").path / "current"
+    for name in ("bundle.crt", "crl.pem"):
+        (path / "current" / name).write_bytes((theirs / name).read_bytes())
     return path
 
 
 def not_yet_valid(certificates: Authority, _: Path) -> Path:
     """Return an identity of intake that begins in an hour, as an authority makes it whose clock is ahead."""
-    return certificates.issue("intake", now=datetime.now(UTC) + timedelta(hours=1)).path
+    return trusting(certificates.issue("intake", now=datetime.now(UTC) + timedelta(hours=1)).path, certificates)
 
 
 OUR_CERTIFICATE = [

@@ -18,7 +18,9 @@ async def test_all_fine(start_pair: Any, examine: Any) -> None:
         *("port", "tcp", "tls", "clock", "policy", "peer", "call", "token")
     ]
     for node in ("intake", "analyst"):
-        assert [finding.check for finding in report.findings if finding.subject == node] == ["identity", "sidecar", "peer"]
+        assert [finding.check for finding in report.findings if finding.subject == node] == [
+            *("identity", "sidecar", "configuration", "peer")
+        ]
     assert report.as_object()["ok"]
 
 

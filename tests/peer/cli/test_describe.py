@@ -20,7 +20,7 @@ def test_describe_for_people(a_peer: StartPeer, command: Command) -> None:
     assert "demo::greet blazen::StartEvent demo::Greeted" in lines
     assert "who: string text: string" in lines
     assert "times: integer or null" in lines
-    assert "echo demo::echo" in lines
+    assert "echo demo::echo -" in lines
 
 
 def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
@@ -28,7 +28,7 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
     outcome = command("describe", a_peer().address, "--json")
     assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
     said = json.loads(outcome.out)
-    assert list(said) == ["node_id", "version", "envelope_version", "instance_id", "limits", "steps", "workflows"]
+    assert list(said) == ["node_id", "version", "envelope_version", "instance_id", "limits", "steps", "workflows", "policy"]
     assert (said["node_id"], said["envelope_version"]) == ("node-b", 1)
     assert said["limits"] == {
         "max_message_bytes": 64 * 1024 * 1024,
@@ -37,7 +37,8 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
         "default_timeout_secs": 300.0,
         "max_timeout_secs": 3600.0,
     }
-    assert said["workflows"] == [{"name": "echo", "step_ids": ["demo::echo"]}]
+    echo = {"name": "echo", "step_ids": ["demo::echo"], "data_class": None, "data_class_by_input": False}
+    assert (said["workflows"], said["policy"]) == ([echo], None)
     steps = {step["id"]: step for step in said["steps"]}
     assert list(steps) == ["demo::boom", "demo::echo", "demo::emit", "demo::greet", "demo::hold", "demo::put"]
     assert steps["demo::echo"]["accepts"] == [{"event_type": "blazen::StartEvent", "json_schema": None}]

@@ -124,6 +124,13 @@ BY_CODE = [
         id="envoy-tls",
     ),
     pytest.param(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", TransportError, True, id="deadline"),
+    pytest.param(
+        Code.INTERNAL,
+        "Stream removed (Received RST_STREAM with error code 2 (RST_STREAM))",
+        TransportError,
+        True,
+        id="stream-cut-in-the-middle",
+    ),
 ]
 
 

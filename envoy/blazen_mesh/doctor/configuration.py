@@ -1,0 +1,49 @@
+"""Whether a sidecar runs what the mesh file says: its open ports, and the policy that was rendered beside it."""
+
+from __future__ import annotations
+
+import json
+
+from blazen_mesh.admin import Admin, AdminError
+from blazen_mesh.doctor.findings import Finding, Names
+from blazen_mesh.doctor.places import NodeFiles
+from blazen_mesh.mesh import Mesh
+from blazen_peer.errors import ValidationError
+from blazen_peer.policy import Policy
+
+__all__ = ["examine_configuration"]
+
+
+async def examine_configuration(names: Names, files: NodeFiles, mesh: Mesh) -> list[Finding]:
+    """Return how the sidecar of *files* differs from what *mesh*, as it is today, makes of it; nothing where it is silent."""
+    wanted = {way.name: way.port for way in mesh.ways(files.node)}
+    wanted["ingress"] = mesh.peer(files.node).ingress_bind.port
+    try:
+        body = json.loads(await Admin(files.admin_socket).get("/listeners?format=json"))
+    except AdminError:
+        return []
+    opened = {
+        entry["name"]: entry["local_address"].get("socket_address", {}).get("port_value")
+        for entry in body.get("listener_statuses", [])
+    }
+    lacks = [f"{name} on port {port}" for name, port in sorted(wanted.items()) if opened.get(name) != port]
+    extra = [f"{name} on port {port}" for name, port in sorted(opened.items()) if wanted.get(name) != port]
+    told = [f"{text} {', '.join(found)}" for text, found in (("it lacks", lacks), ("it still has", extra)) if found]
+    if problem := _policy_differs(files, mesh):
+        told.append(problem)
+    if told:
+        return [names.wrong("configuration", "stale-configuration", "; ".join(told))]
+    return [names.fine("configuration", f"as the mesh file says: {len(wanted) - 1} egress ports, and the policy")]
+
+
+def _policy_differs(files: NodeFiles, mesh: Mesh) -> str | None:
+    try:
+        rendered = Policy.from_json((files.config_dir / "policy.json").read_bytes())
+    except FileNotFoundError:
+        return "there is no policy.json"
+    except ValidationError as error:
+        return f"policy.json cannot be used: {error}"
+    wanted = mesh.policy().of(mesh.identity(files.node))
+    if rendered.to_json() == wanted.to_json():
+        return None
+    return "the policy that was rendered has other flows or data classes"

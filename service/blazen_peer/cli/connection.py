@@ -1,0 +1,43 @@
+"""How the commands that call a peer connect: by an address, or by the node's address book and a data class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from blazen_peer.address_book import PEERS_FILE
+from blazen_peer.client import PeerClient
+from blazen_peer.transport.tls import ClientTls
+
+__all__ = ["DataClass", "PeersFile", "connected", "named"]
+
+UNNAMED: Final = "cli"
+
+DataClass = Annotated[
+    str | None,
+    typer.Option("--data", metavar="CLASS", help="The class of what goes there; the port must stamp it, or a stricter one."),
+]
+PeersFile = Annotated[
+    Path | None,
+    typer.Option("--peers-file", metavar="FILE", envvar=PEERS_FILE, help="The node's address book, for peer:NAME."),
+]
+
+
+def named(node_id: str | None) -> str:
+    """Return what this end calls itself in traces."""
+    return node_id or UNNAMED
+
+
+def connected(
+    address: str, node_id: str | None, *, tls: ClientTls | None, data_class: str | None, peers_file: Path | None
+) -> PeerClient:
+    """Connect; without a name given, as the node whose address book it is, or as ``cli``.
+
+    Raises:
+        ValidationError, PeerError: As for ``PeerClient.connect``.
+    """
+    if node_id is None and not address.startswith("peer:"):
+        node_id = UNNAMED
+    return PeerClient.connect(address, node_id, tls=tls, data_class=data_class, peers_file=peers_file)

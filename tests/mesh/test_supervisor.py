@@ -1,0 +1,336 @@
+"""``blazen-mesh sidecar``: what it waits for, what it says, what it takes up while it runs, and what survives it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from blazen_mesh.generation import Generations, Source
+from blazen_mesh.paths import NodePaths
+
+pytestmark = pytest.mark.envoy
+WAIT_SECS = 30.0
+RATE = 50.0
+
+
+def alive(pid: int) -> bool:
+    """Say whether process *pid* runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Poll *condition* until it holds."""
+    async with asyncio.timeout(WAIT_SECS):
+        while not condition():  # noqa: ASYNC110 - a process or a file has to be looked at
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def load(mesh: Any) -> AsyncIterator[list[bytes]]:
+    """Make RATE calls a second on one channel, without any retry, while the block runs; each must be answered, once."""
+    channel, answers, tasks, over = mesh.channel("intake", "analyst"), [], set(), asyncio.Event()
+
+    async def call(number: int) -> None:
+        answers.append(await mesh.call("intake", "analyst", b"%d" % number, channel=channel, timeout=20))
+
+    async def calls() -> None:
+        begun = time.monotonic()
+        while not over.is_set():
+            tasks.add(asyncio.create_task(call(len(tasks))))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), max(0.0, begun + len(tasks) / RATE - time.monotonic()))
+
+    calling = asyncio.create_task(calls())
+    try:
+        yield answers
+    finally:
+        over.set()
+        await calling
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [failure for failure in done if failure is not None] == []
+    executed = [call.request for call in mesh.peers["analyst"].calls]
+    assert sorted(executed) == sorted(b"%d" % number for number in range(len(tasks)))
+
+
+async def test_waits_for_its_certificate(start_mesh: Any, certificates: Any) -> None:
+    """Without an identity it waits and says for what; once there is one it serves, and says so to all who may want to know."""
+    late = certificates.directory / "nodes" / "analyst"
+    mesh = await start_mesh(identities={"analyst": late}, sidecars=["intake"])
+    ready_file = mesh.root / "ready"
+    analyst = await mesh.supervise("analyst", "--ready-file", str(ready_file), ready=False)
+    status = await analyst.until(lambda status: status["state"] == "waiting")
+    assert (status["ready"], status["why_not"]) == (False, f"no tls.crt in {late}/current: No such file or directory")
+    await mesh.said("analyst", "waiting for a certificate: no tls.crt in")
+    assert not ready_file.exists()
+    serial = certificates.issue("analyst").certificate.serial_number
+    status = await analyst.until(lambda status: status["ready"])
+    assert (int(status["serial"], 16), status["starts"], status["degraded"]) == (serial, 1, [])
+    assert json.loads(ready_file.read_text())["envoy_pid"] == status["envoy_pid"]
+    assert await mesh.call("intake", "analyst") == b"hello"
+    analyst.child.ask_to_end()
+    assert await analyst.ended() == 0
+    assert not ready_file.exists()
+
+
+async def test_does_not_wait_for_ever(start_mesh: Any, certificates: Any) -> None:
+    """After --wait-secs it gives up with exit code 1, and says what is missing and how to make it."""
+    late = certificates.directory / "nodes" / "analyst"
+    mesh = await start_mesh(identities={"analyst": late}, sidecars=[])
+    analyst = await mesh.supervise("analyst", "--wait-secs", "0.3", ready=False)
+    assert await analyst.ended() == 1
+    (entry,) = mesh.log("analyst", level="error")
+    assert entry["message"] == (
+        f"no certificate after 0.3 s: no tls.crt in {late}/current: No such file or directory; "
+        "make one with blazen-certs issue analyst, or on this node with blazen-certs join"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        pytest.param({"more": 1}, 1, "more: unknown key", id="mesh-file"),
+        pytest.param({"peers": {}}, 1, "at least one is needed", id="no-such-node"),
+    ],
+)
+async def test_wrong_from_the_start(start_mesh: Any, changes: Any, code: int, words: str) -> None:
+    """A mesh file that is wrong when it starts ends it, with the reason as a line of its log."""
+    mesh = await start_mesh(sidecars=[])
+    mesh.table.update(changes)
+    analyst = await mesh.supervise("analyst", ready=False)
+    assert await analyst.ended() == code
+    assert words in mesh.log("analyst", level="error")[0]["message"]
+
+
+async def test_policy_changes_while_it_runs(start_mesh: Any) -> None:
+    """Another mesh file is in force within seconds, both ways, under calls, and by the same Envoy."""
+    mesh = await start_mesh(sidecars=["intake"])
+    analyst = await mesh.supervise("analyst")
+    before, table = analyst.status, dict(mesh.table)
+    assert await mesh.call("intake", "analyst") == b"hello"
+    mesh.write_toml(flows=[], peers={**table["peers"], "intake": {**table["peers"]["intake"], "egress": {}}})
+
+    async def refused() -> None:
+        while True:
+            await mesh.call("intake", "analyst")
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(refused(), WAIT_SECS)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await analyst.until(lambda status: status["generation"] != before["generation"])
+    mesh.write_toml(**table)
+    status = await analyst.until(lambda status: status["generation"] == before["generation"])
+    await mesh.call("intake", "analyst")
+    assert (status["envoy_pid"], status["starts"]) == (before["envoy_pid"], 1)
+
+
+async def test_mistake_in_the_mesh_file(start_mesh: Any) -> None:
+    """A wrong file changes nothing: calls pass, the sidecar is ready and says how it is degraded, until the file is right."""
+    mesh = await start_mesh(sidecars=["intake"])
+    analyst = await mesh.supervise("analyst")
+    generation = analyst.status["generation"]
+    mesh.write_toml(more=1)
+    status = await analyst.until(lambda status: status["degraded"])
+    assert (status["ready"], status["generation"]) == (True, generation)
+    assert status["degraded"] == [f"{mesh.root}/mesh.toml: more: unknown key; what was in place stays"]
+    assert await mesh.call("intake", "analyst") == b"hello"
+    del mesh.table["more"]
+    mesh.write_toml()
+    await analyst.until(lambda status: status["ready"] and not status["degraded"])
+    assert len([entry for entry in mesh.log("analyst", level="warning") if "unknown key" in entry["message"]]) == 1
+
+
+async def test_flow_ends_at_midnight(start_mesh: Any, envoy: Path) -> None:
+    """A flow's last day is over with the day, in UTC, though nobody touches the file."""
+    mesh = await start_mesh(sidecars=[])
+    path = mesh.root / "mesh.toml"
+    mesh.write_toml()
+    path.write_text(path.read_text().replace('"why" =', '"until" = 2030-06-30, "why" ='))
+    home = mesh.root / "analyst"
+    paths = NodePaths(str(mesh.identities["analyst"]), str(home), str(home / "admin.sock"), str(home / "proof"))
+    generations = Generations(Source(path, "analyst", paths), envoy)
+    assert await generations.put_in_place(date(2030, 6, 30), None)
+    assert "intake" in (home / "policy.json").read_text()
+    assert not generations.due(date(2030, 6, 30))
+    assert generations.due(date(2030, 7, 1))
+    assert await generations.put_in_place(date(2030, 7, 1), None)
+    assert "intake" not in (home / "policy.json").read_text()
+
+
+async def test_envoy_that_dies_is_started_again(start_mesh: Any) -> None:
+    """An Envoy that was killed is there again within a moment; meanwhile the sidecar is not ready."""
+    mesh = await start_mesh(sidecars=["intake"])
+    analyst = await mesh.supervise("analyst")
+    os.kill(analyst.status["envoy_pid"], signal.SIGKILL)
+    await mesh.said("analyst", "was killed by signal 9")
+    status = await analyst.until(lambda status: status["ready"] and status["starts"] == 2)
+    assert alive(status["envoy_pid"])
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_envoy_that_cannot_live(start_mesh: Any) -> None:
+    """Where Envoy cannot start, its own reason is told, and the command ends instead of trying for ever."""
+    mesh = await start_mesh(sidecars=["analyst"])
+    mesh.identities["second"] = mesh.identities["analyst"]
+    argv = ("--config-dir", str(mesh.root / "second"), "--start-secs", "2")
+    analyst = await mesh.supervise("analyst", *argv, ready=False)
+    assert await analyst.ended() == 1
+    assert any("ddress already in use" in entry["message"] for entry in mesh.log("analyst", log="envoy"))
+
+
+async def test_killed_supervisor_leaves_no_envoy(start_mesh: Any) -> None:
+    """Killed without a chance to clean up, it takes its Envoy along; what it left does not keep the next one from starting."""
+    mesh = await start_mesh(sidecars=["intake"])
+    analyst = await mesh.supervise("analyst")
+    envoy = analyst.status["envoy_pid"]
+    os.kill(analyst.child.pid, signal.SIGKILL)
+    await until(lambda: not alive(envoy))
+    await mesh.supervise("analyst")
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_end_waits_for_calls(start_mesh: Any) -> None:
+    """SIGTERM lets a call in flight end, and leaves nothing behind."""
+    mesh = await start_mesh(sidecars=["intake"])
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: bytes) -> bytes:
+        begun.set()
+        await go_on.wait()
+        return request
+
+    mesh.peers["analyst"].answer = wait
+    analyst = await mesh.supervise("analyst", "--drain-secs", "20")
+    envoy = analyst.status["envoy_pid"]
+    call = asyncio.create_task(mesh.call("intake", "analyst", timeout=20))
+    await begun.wait()
+    analyst.child.ask_to_end()
+    status = await analyst.until(lambda status: status["state"] == "draining")
+    assert status["ready"] is False
+    go_on.set()
+    assert await call == b"hello"
+    assert await analyst.ended() == 0
+    assert not alive(envoy)
+    assert not [path.name for path in analyst.home.iterdir() if path.is_socket()]
+
+
+async def test_end_is_bounded(start_mesh: Any) -> None:
+    """A call that does not end is cut off after --drain-secs; a second SIGTERM does not even wait for that."""
+    mesh = await start_mesh(sidecars=["intake"])
+    begun = asyncio.Event()
+
+    async def hang(request: bytes) -> bytes:
+        begun.set()
+        await asyncio.sleep(60)
+        return request
+
+    mesh.peers["analyst"].answer = hang
+    for drain_secs, signals in (("0.2", 1), ("60", 2)):
+        begun.clear()
+        analyst = await mesh.supervise("analyst", "--drain-secs", drain_secs)
+        call = asyncio.create_task(mesh.call("intake", "analyst", timeout=50))
+        await begun.wait()
+        for _ in range(signals):
+            analyst.child.send(signal.SIGTERM)
+            await analyst.until(lambda status: status["state"] in ("draining", "gone"))
+        assert await analyst.ended() == 0
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+
+
+@pytest.mark.parametrize("node", [pytest.param("analyst", id="the-callees"), pytest.param("intake", id="the-callers")])
+async def test_envoy_is_replaced_under_load(start_mesh: Any, node: str) -> None:
+    """On SIGHUP another Envoy takes the ports over: no call fails, though nobody retries, and each is executed once."""
+    mesh = await start_mesh(sidecars=[])
+    fleet = {name: await mesh.supervise(name, "--drain-secs", "2") for name in ("analyst", "intake")}
+    before = fleet[node].status["envoy_pid"]
+    async with load(mesh) as answers:
+        await until(lambda: len(answers) > 10)
+        fleet[node].child.send(signal.SIGHUP)
+        status = await fleet[node].until(lambda status: status["starts"] == 2)
+        await until(lambda: not alive(before))
+        seen = len(answers)
+        await until(lambda: len(answers) > seen + 10)
+    assert status["envoy_pid"] != before
+
+
+@pytest.mark.parametrize("node", [pytest.param("analyst", id="the-callees"), pytest.param("intake", id="the-callers")])
+async def test_supervisor_is_replaced_under_load(start_mesh: Any, node: str) -> None:
+    """A second supervisor takes the sidecar over from the first, which ends by itself: no call fails, each executed once."""
+    mesh = await start_mesh(sidecars=[])
+    fleet = {name: await mesh.supervise(name, "--drain-secs", "2") for name in ("analyst", "intake")}
+    first, before = fleet[node], fleet[node].status["envoy_pid"]
+    async with load(mesh) as answers:
+        await until(lambda: len(answers) > 10)
+        second = await mesh.supervise(node, "--drain-secs", "2", ready=False)
+        assert await first.ended() == 0
+        status = await second.until(lambda status: status["ready"])
+        seen = len(answers)
+        await until(lambda: len(answers) > seen + 10)
+    assert status["envoy_pid"] != before
+    assert not alive(before)
+
+
+async def test_successor_that_fails(start_mesh: Any, tmp_path: Path) -> None:
+    """A second supervisor that cannot start Envoy goes away, and the first one goes on as before."""
+    mesh = await start_mesh(sidecars=["intake"])
+    first = await mesh.supervise("analyst")
+    broken = tmp_path / "envoy"
+    broken.write_text('#!/bin/sh\ncase "$*" in *validate*) exit 0;; esac\necho broken >&2; exit 1\n')
+    broken.chmod(0o755)
+    second = await mesh.supervise("analyst", "--envoy", str(broken), ready=False)
+    assert await second.child.wait() == 1
+    await first.until(lambda status: status["ready"] and status["starts"] == 2)
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
+def test_ready_command(tmp_path: Path) -> None:
+    """Both forms of the healthcheck say the same where nobody answers, with exit code 1."""
+    for argv in (["blazen_mesh", "ready", "--config-dir", str(tmp_path)], ["blazen_mesh.ready", str(tmp_path)]):
+        done = subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, timeout=WAIT_SECS, check=False)
+        assert done.returncode == 1
+        assert done.stdout.startswith(f"not ready: gone: no supervisor answers in {tmp_path}")
+
+
+ORPHANS = """
+import os, sys, time
+from pathlib import Path
+from blazen_mesh.init import run_as_init
+run_as_init()
+for _ in range(3):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os._exit(0)
+        os._exit(0)
+    os.wait()
+def zombies():
+    return [path for path in Path("/proc").glob("[0-9]*/stat") if path.read_text().rpartition(")")[2].split()[0] == "Z"]
+deadline = time.monotonic() + 20
+while zombies() and time.monotonic() < deadline:
+    time.sleep(0.01)
+sys.exit(7 if os.getpid() != 1 and not zombies() else 1)
+"""
+
+
+def test_process_one() -> None:
+    """As process 1 it reaps orphans, and ends with the exit code of the command."""
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a process namespace")
+    done = subprocess.run([*unshare, sys.executable, "-c", ORPHANS], timeout=WAIT_SECS, check=False)
+    assert done.returncode == 7
