@@ -239,7 +239,9 @@ class PeerServer:
                 ("grpc.max_send_message_length", limit),
             ),
         )
-        self._lanes = LaneServicer(self._invocations, self._instance_id, lambda metadata: gate.readmit(LANE_METHOD, metadata))
+        self._lanes = LaneServicer(
+            self._invocations, self._instance_id, lambda metadata, context: gate.readmit(LANE_METHOD, metadata, context)
+        )
         gate = GateInterceptor(
             (
                 lane_handlers(self._lanes),

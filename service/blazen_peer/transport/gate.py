@@ -117,13 +117,16 @@ class GateInterceptor(grpc.GenericRpcHandler):
         ADMITTED.set(Admitted(caller, metadata))
         return None
 
-    def readmit(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Admitted:
-        """Ask the gate about a caller of *method* as of now, as for a new call.
+    def readmit(
+        self, method: str, metadata: Sequence[tuple[str, str | bytes]], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Admitted:
+        """Ask the gate about a caller of *method* as of now, as for a new call on the connection of *context*.
 
         Raises:
             UnauthenticatedError, PermissionDeniedError: It is not admitted; why is in the log.
         """
-        status = self._admit(method, metadata, None)
+        uris = tuple(context.auth_context().get(_CERTIFICATE_URIS, ())) if self._direct_tls else None
+        status = self._admit(method, metadata, uris)
         if status is not None:
             raise _ANSWERS[status]
         return ADMITTED.get()

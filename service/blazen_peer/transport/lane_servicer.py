@@ -47,6 +47,8 @@ LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
+Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +77,7 @@ class LaneServicer:
         admit: Asks the gate about metadata as of now; raises what the caller hears.
     """
 
-    def __init__(self, service: LaneService, instance_id: str, admit: Callable[[Metadata], Admitted]) -> None:
+    def __init__(self, service: LaneService, instance_id: str, admit: Admit) -> None:
         self._service, self._instance_id, self._admit = service, instance_id, admit
         self._lanes: set[_Lane] = set()
         self._leaving: str | None = None
@@ -130,9 +132,7 @@ class _Lane:
     more is read, so that a caller who takes no answers soon gives no more work either.
     """
 
-    def __init__(
-        self, service: LaneService, admitted: Admitted, admit: Callable[[Metadata], Admitted], context: Context
-    ) -> None:
+    def __init__(self, service: LaneService, admitted: Admitted, admit: Admit, context: Context) -> None:
         self._service, self._admit, self._context = service, admit, context
         self.caller, self._metadata = admitted
         self._authorization = next((value for name, value in self._metadata if name == AUTHORIZATION), None)
@@ -232,7 +232,7 @@ class _Lane:
             self._metadata = [pair for pair in self._metadata if pair[0] != AUTHORIZATION]
             self._metadata.append((AUTHORIZATION, authorization))
         try:
-            admitted = self._admit(self._metadata)
+            admitted = self._admit(self._metadata, self._context)
         except BlazenError as error:
             return error
         if admitted.caller != self.caller or admitted.caller.stamps != self.caller.stamps:

@@ -192,7 +192,7 @@ class Lanes:
         self._lanes[key] = lane
         if before is not None:
             before.retire()
-        told = dict(tuple(pair) for pair in await call.initial_metadata() or ())
+        told = {name: value for name, value in await call.initial_metadata() or ()}  # noqa: C416 - pairs of a type of gRPC's
         self._replicas = max(1, _number(told.get(REPLICAS)) or 1)
         if (bound_secs := _number(told.get(STREAM_SECS))) is not None:
             if (timer := self._renewals.pop(key, None)) is not None:
