@@ -36,17 +36,12 @@ def watch_from(
         what = f"{', '.join(missing)} has no identity" if missing else "there is no identity"
         raise StoreError(f"{what} in {directory}: blazen-certs join {address} makes the first one, with a code")
 
-    def tell(event: dict[str, Any]) -> None:
-        say({"time": time_text(datetime.now(UTC)), **event})
+    def tell(event: str, **facts: Any) -> None:
+        say({"time": time_text(datetime.now(UTC)), "event": event, **facts})
 
     async def run() -> None:
-        watches = [
-            RemoteWatch(
-                address, store.node_directory(directory, node), tell=lambda event, node=node: tell({**event, "node": node})
-            )
-            for node in known
-        ]
-        tell({"event": "watching", "nodes": known, "directory": str(directory), "from": str(address)})
+        watches = [RemoteWatch(address, store.node_directory(directory, node), log=say) for node in known]
+        tell("watching", nodes=known, directory=str(directory), service=str(address))
         tasks = [asyncio.create_task(watch.run()) for watch in watches]
         stop = asyncio.create_task(until_signalled())
         try:
@@ -58,7 +53,7 @@ def watch_from(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        tell({"event": "stopped"})
+        tell("stopped")
 
     asyncio.run(run())
 

@@ -48,7 +48,7 @@ class Events(list[dict[str, Any]]):
 async def watching(node: Any) -> AsyncIterator[Events]:
     """Run a watch of *node* while entered."""
     events = Events()
-    task = asyncio.create_task(RemoteWatch(node.address, node.identity.path, tell=events.tell).run())
+    task = asyncio.create_task(RemoteWatch(node.address, node.identity.path, log=events.tell).run())
     try:
         yield events
     finally:
@@ -158,7 +158,7 @@ async def test_an_ended_certificate_is_said(start_service: Start) -> None:
 async def test_without_an_identity_there_is_nothing_to_watch(tmp_path: Path) -> None:
     """The first identity comes by joining."""
     with pytest.raises(StoreError, match="blazen-certs join"):
-        await RemoteWatch(ServiceAddress("127.0.0.1", 1), tmp_path / "nodes" / "analyst", tell=print).run()
+        await RemoteWatch(ServiceAddress("127.0.0.1", 1), tmp_path / "nodes" / "analyst", log=print).run()
 
 
 class Relay:

@@ -191,6 +191,22 @@ async def test_laxer_after_a_reconnect(peer: Guarded, ports: dict[str, Port], pe
         assert (await client.run_remote_workflow("analyze", [], "1", retries=20)).result == "personal"
 
 
+async def test_laxer_after_a_reconnect_for_a_child(
+    peer: Guarded, ports: dict[str, Port], peers_file: Path, connect: Any
+) -> None:
+    """So it is for a client that was made for no class, and is used in a step of a run that has one."""
+    port = ports["personal"]
+    client = await connect(port.address, "intake", token=TOKEN, peers_file=peers_file)
+    parent = Workflow("parent", [remote_step(client, "analyze")], data_class="personal")
+    assert (await parent.run({})).result == "personal"
+    await port.stop()
+    port.stamps, port.told = ("public",), "public"
+    await port.start()
+    with pytest.raises(WorkflowError, match="stamps public, which is laxer than personal"):
+        await asyncio.wait_for(parent.run({}), 30)
+    assert peer.begun["tells"] == 1
+
+
 CHILDREN = [
     pytest.param("personal", "personal", True, id="the-same"),
     pytest.param("internal", "internal", True, id="the-same-laxer-one"),
