@@ -75,7 +75,8 @@ def ingress_routes(mesh: Mesh, node: str) -> dict[str, Any]:
             stamp = None if data_class is None else (STAMP, data_class)
             rules = {"typed_per_filter_config": rules_for(sorted(callers, key=str), data_class or "calls", header=stamp)}
             headers = [] if data_class is None else [{"name": STAMP, "string_match": {"exact": data_class}}]
-            found += routes(PEER, age_secs=age_secs, egress=False, headers=headers, **rules)
+            replicas = len(mesh.peer(node).listens)
+            found += routes(PEER, age_secs=age_secs, egress=False, replicas=replicas, headers=headers, **rules)
     found.append({"match": {"prefix": "/", "grpc": {}}, "route": {"cluster": PEER}})
     callers = {flow.caller for flow in flows}
     limit = limit_for(sorted(callers, key=str), mesh.calls_per_sec)

@@ -11,15 +11,21 @@ from typing import Any
 from blazen_mesh import limits
 from blazen_peer.policy import METHODS
 
-__all__ = ["INVOCATION_ID", "READING", "STAMP", "STREAMING", "route_table", "routes"]
+__all__ = ["INVOCATION_ID", "MAX_STREAM_SECS", "READING", "REPLICAS", "STAMP", "STREAMING", "route_table", "routes"]
 
 STAMP = "x-blazen-data-class"
 INVOCATION_ID = "blazen-invocation-id"
+MAX_STREAM_SECS = "x-blazen-max-stream-secs"
+"""On each answer that is a stream: how long it may last. A client opens its next lane before that."""
+REPLICAS = "x-blazen-replicas"
+"""Likewise: how many peers stand behind the sidecar, where there are several. A client opens as many lanes."""
 
 STREAMING = tuple(
-    method for method in METHODS if method.rpartition("/")[2] in ("StreamSubWorkflowEvents", "Attach", "DerefChunks", "Watch")
+    method
+    for method in METHODS
+    if method.rpartition("/")[2] in ("StreamSubWorkflowEvents", "Attach", "DerefChunks", "Watch", "Lane")
 )
-"""Methods whose answers come one after another. Their clients go on where they stopped: by cursor, or from the start."""
+"""Methods whose answers come one after another. Their clients go on where they stopped: by cursor, by id, or from the start."""
 
 READING = tuple(
     method for method in METHODS if method.rpartition("/")[2] in ("DerefSessionRef", "Describe", "ListRefs", "Check")
@@ -37,6 +43,7 @@ def routes(
     *,
     age_secs: int,
     egress: bool,
+    replicas: int = 1,
     headers: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -46,12 +53,21 @@ def routes(
         age_secs: The mesh's connection age, which a stream must not outlive.
         egress: Whether this is the caller's own sidecar: it is patient with one that is restarted, and sends again what changes
             nothing.
+        replicas: How many peers the calls are spread over.
         headers: What else must match.
         options: Laid over each route.
     """
     pace = limits.PATIENT if egress else limits.QUICK
     safe, reading = {"retry_on": limits.SAFE_RETRIES, **pace}, {"retry_on": limits.READING_RETRIES, **pace}
-    found = [_route(_one_of(STREAMING), _action(cluster, safe, stream_secs=limits.stream_secs(age_secs)))]
+    stream_secs = limits.stream_secs(age_secs)
+    streaming = _route(_one_of(STREAMING), _action(cluster, safe, stream_secs=stream_secs))
+    found = [streaming]
+    if not egress:
+        told = {MAX_STREAM_SECS: f"{stream_secs:g}", **({REPLICAS: str(replicas)} if replicas > 1 else {})}
+        streaming["response_headers_to_add"] = [
+            {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for name, value in told.items()
+        ]
     if egress:
         found.append(_route(_one_of(READING), _action(cluster, reading)))
     found.append(_route({"prefix": "/"}, _action(cluster, safe)))
@@ -79,8 +95,11 @@ def _action(cluster: str, retries: dict[str, Any], *, stream_secs: float = 0.0) 
         "timeout": "0s",
         "idle_timeout": "0s",
         "max_stream_duration": {"max_stream_duration": bound, "grpc_timeout_header_max": bound},
-        # Of several hosts, the one that has this run; any of them for a call without an id.
-        "hash_policy": [{"header": {"header_name": INVOCATION_ID}}],
+        # Of several hosts, the one that has this run; any of them for a call without an id. The ids of a lane's calls begin
+        # with the lane's own, up to a tilde, so that what asks for one of its runs later finds the same host.
+        "hash_policy": [
+            {"header": {"header_name": INVOCATION_ID, "regex_rewrite": {"pattern": {"regex": "~.*"}, "substitution": ""}}}
+        ],
         "retry_policy": {
             **retries,
             # To another host than the one that just failed, where there is another.

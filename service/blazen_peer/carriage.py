@@ -23,13 +23,14 @@ from blazen_peer import telemetry
 from blazen_peer.auth import AUTHORIZATION, TokenMinter
 from blazen_peer.credentials import TokenSource
 from blazen_peer.errors import EncodeError, PeerError, TransportError, ValidationError
-from blazen_peer.port_class import PortClass
+from blazen_peer.port_class import PortClass, stamp_of
 from blazen_peer.repeats import Repeats
 from blazen_peer.requests import Request, request_of
 from blazen_peer.runtime.context import RunInfo
 from blazen_peer.transport.channels import Channels, Endpoint
-from blazen_peer.transport.lane import AnswerTooLargeError, Lane, LaneCall
-from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES
+from blazen_peer.transport.lane import Lane, LaneCall
+from blazen_peer.transport.lane_errors import AnswerTooLargeError
+from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 from blazen_peer.transport.lanes import KEY_END, LaneMode, Lanes, lane_key
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.status import raised_by
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECS: Final = 5.0
 UNTOLD_TIMEOUT_SECS: Final = 3600.0  # how long to wait where neither the call nor the peer says
+_MOMENT_SECS: Final = 0.05  # so much later counts as the same time
 MARGIN_SECS: Final = 5.0  # the RPC's own deadline sits this much above the run's
 
 
@@ -79,19 +81,11 @@ class Carriage:
             metadata = metadata._replace(timeout_ms=left_ms)
 
     async def _once(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float, lane: Lane | None) -> bytes:
-        if lane is not None and (lanes := self._endpoint().lanes) is not None:
-            headers = telemetry.inject()
-            if headers:
-                metadata = metadata._replace(trace=headers)
-
-            async def send(lane: Lane, instance_id: str | None) -> bytes:
-                sent = metadata if instance_id is None else metadata._replace(instance_id=instance_id)
-                return await lane.invoke(envelope, sent, deadline_secs)
-
+        if lane is not None:
             try:
-                return await lanes.carry(lane, send, deadline_secs)
+                return await self._lanes_here().carry(lane, self._sender(envelope, metadata, deadline_secs), deadline_secs)
             except AnswerTooLargeError:
-                metadata = metadata._replace(instance_id=lane.instance_id, trace={})
+                pass  # the answer is kept under the invocation id
         endpoint = await self._ready(metadata.data_class)
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
         call = endpoint.invoke(message, timeout=deadline_secs, metadata=self._beside(metadata))
@@ -101,6 +95,28 @@ class Carriage:
         except DecodeError:
             raise EncodeError("postcard decode failed: the answer is not a PostcardResponse") from None
 
+    def _sender(
+        self, envelope: bytes, metadata: CallMetadata, deadline_secs: float
+    ) -> Callable[[Lane, str | None, float], Awaitable[bytes]]:
+        """Return what sends the call by a lane: the first time as it is, later to one process, with the time that is left."""
+        traced = self._traced(metadata)
+
+        def send(lane: Lane, instance_id: str | None, left_secs: float) -> Awaitable[bytes]:
+            if metadata.data_class is not None:
+                self._port.check_stamp(stamp_of(lane.headers), metadata.data_class)
+            sent = traced if instance_id is None else traced._replace(instance_id=instance_id)
+            if left_secs < deadline_secs - _MOMENT_SECS:
+                sent = sent._replace(timeout_ms=math.ceil(max(0.0, left_secs - MARGIN_SECS) * 1000))
+            return lane.invoke(envelope, sent, left_secs)
+
+        return send
+
+    @staticmethod
+    def _traced(metadata: CallMetadata) -> CallMetadata:
+        """Return *metadata* with the trace context of this moment, for a frame."""
+        headers = telemetry.inject()
+        return metadata._replace(trace=headers) if headers else metadata
+
     async def _lane(self, size_bytes: int, invocation_id: str | None, data_class: str | None) -> Lane | None:
         """Return the lane for a call of that size; None: it goes by itself.
 
@@ -109,20 +125,31 @@ class Carriage:
         """
         if self._lane_mode == "never" or size_bytes > MAX_FRAME_BYTES or telemetry.sampled():
             return None
-        if not self._traits.lane:
+        if not self._has_lanes:
             if self._lane_mode == "always":
-                raise PeerError("the peer has no lanes, and the client was made with lane='always'")
+                raise PeerError("the peer has no lanes, and this client was made with lane='always'", kind="Unsupported")
             return None
-        endpoint = self._endpoint()
-        lanes = endpoint.lanes
-        if lanes is None:
-            lanes = endpoint.lanes = Lanes(self._begin_lane(endpoint), self._node_id, self._bearer, self._lane_mode)
+        lanes = self._lanes_here()
         lane = lanes.least() or await lanes.lane_for_new(CONNECT_TIMEOUT_SECS)
         if lane is None or (invocation_id is not None and lanes.replicas > 1):
             return None
         if data_class is not None:
-            self._port.check(data_class)
+            self._port.check_stamp(stamp_of(lane.headers), data_class)
         return lane
+
+    @property
+    def _has_lanes(self) -> bool:
+        """Whether the peer said that it has lanes, and both ends take messages as large as theirs."""
+        told = self._traits.max_message_bytes
+        return self._traits.lane is not None and min(self._max_message_bytes, told or 0) >= MAX_MESSAGE_BYTES
+
+    def _lanes_here(self) -> Lanes:
+        """Return the running loop's lanes."""
+        endpoint = self._endpoint()
+        if endpoint.lanes is None:
+            begin, greeted = self._begin_lane(endpoint), self._port.learn
+            endpoint.lanes = Lanes(begin, self._node_id, self._bearer, self._lane_mode, greeted)
+        return endpoint.lanes
 
     def _begin_lane(self, endpoint: Endpoint) -> Callable[[str], LaneCall]:
         def begin(invocation_id: str) -> LaneCall:
@@ -158,9 +185,9 @@ class Carriage:
         """Return a new invocation id, for a call by *lane* or by itself."""
         return new_id() if lane is None else f"{lane.key}{KEY_END}{secrets.token_hex(12)}"
 
-    def _lane_to_run(self, invocation_id: str) -> Lane | None:
-        """Return the lane that leads to where the run of that id is, if one does."""
-        lanes = self._endpoint().lanes
+    def _lane_to_run(self, endpoint: Endpoint, invocation_id: str) -> Lane | None:
+        """Return the lane of *endpoint* that leads to where the run of that id is, if one does."""
+        lanes = endpoint.lanes
         if lanes is None or telemetry.sampled():
             return None
         key = lane_key(invocation_id)

@@ -30,6 +30,7 @@ def describe(
     settings: ServerSettings,
     workflows: Mapping[str, Workflow] = MappingProxyType({}),
     policy: PolicyState | None = None,
+    lanes: control_pb2.Lanes | None = None,
 ) -> control_pb2.DescribeResponse:
     """Return the description of a peer as it stands now; *workflows* are the server's own, before the registry's."""
     named = {workflow.name: workflow for workflow in registry.workflows()} | dict(workflows)
@@ -75,6 +76,7 @@ def describe(
             data_classes=policy.classes,
             problem=policy.problem or "",
         ),
+        lanes=lanes,
     )
 
 

@@ -12,7 +12,7 @@ from blazen_peer.auth import DATA_CLASS_STAMP
 from blazen_peer.errors import PermissionDeniedError
 from blazen_peer.runtime.context import RunInfo, current_run
 
-__all__ = ["PortClass"]
+__all__ = ["PortClass", "stamp_of"]
 
 
 class PortClass:
@@ -38,10 +38,14 @@ class PortClass:
         Raises:
             PermissionDeniedError: That is laxer than what the client was made for, or nothing.
         """
-        values = [value for name, value in headers if name == DATA_CLASS_STAMP]
-        self.stamped = values[0] if len(values) == 1 and isinstance(values[0], str) else None
+        self.stamped = stamp_of(headers)
         if self.wanted is not None:
             self.check(self.wanted)
+
+    def check_stamp(self, stamped: str | None, data_class: str) -> None:
+        """Do as :meth:`check`, for a way that was opened before, and stamps *stamped*."""
+        if stamped != data_class:
+            self._check(stamped, data_class)
 
     def check(self, data_class: str) -> None:
         """Do nothing where data of *data_class* may go through the port as it was greeted last.
@@ -49,12 +53,15 @@ class PortClass:
         Raises:
             PermissionDeniedError: It may not.
         """
-        if self.stamped is None:
+        self._check(self.stamped, data_class)
+
+    def _check(self, stamped: str | None, data_class: str) -> None:
+        if stamped is None:
             raise PermissionDeniedError(
                 f"{self._address} stamps no data class, and {data_class} data is to go there: nothing was sent. "
                 "Connect to the sidecar's port of that class; the node's peers.json lists them"
             )
-        self._compare(self.stamped, data_class, f"{self._address} stamps {self.stamped}")
+        self._compare(stamped, data_class, f"{self._address} stamps {stamped}")
 
     def of_call(self, parent: RunInfo | None) -> str | None:
         """Return the class that a call says, made in a step of *parent* or outside any.
@@ -84,3 +91,9 @@ class PortClass:
             f"{what}, and whether that is as strict as {needed} is not known here: nothing was sent. "
             "Set BLAZEN_PEERS_FILE, or give peers_file="
         )
+
+
+def stamp_of(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return the one data class that the headers of an answer say the port stamps; None for none, or several."""
+    values = [value for name, value in headers if name == DATA_CLASS_STAMP]
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else None

@@ -15,7 +15,7 @@ from blazen_peer.events import Event
 from blazen_peer.repeats import Repeats
 from blazen_peer.runtime.refs import RemoteRef
 from blazen_peer.runtime.result import WorkflowResult
-from blazen_peer.transport.lane import LaneStream
+from blazen_peer.transport.lanes import CarriedStream
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from blazen_peer.wire.stream import END, GAP, HEARTBEAT, HEARTBEAT_SECS, read_gap
@@ -24,7 +24,7 @@ __all__ = ["Open", "Read", "RemoteStream", "StreamCall", "result_of"]
 
 SILENCE_SECS: Final = 3 * HEARTBEAT_SECS
 
-StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, bytes] | LaneStream"
+StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, bytes] | CarriedStream"
 Open: TypeAlias = Callable[[int, Repeats, float], Awaitable[StreamCall]]
 """Begins one connection's call: after a cursor, to the process that the repeats say, with that many seconds."""
 Read: TypeAlias = Callable[[bytes], SubWorkflowEvent]
@@ -126,11 +126,15 @@ class RemoteStream(AsyncIterator[Event]):
                 yield self._taken(item)
         except grpc.aio.AioRpcError as error:
             raise raised_by(error) from error
+        except TransportError:
+            if silence.over:
+                raise TransportError(silence.why) from None
+            raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            why = f"the peer was silent for {SILENCE_SECS:g} s" if silence.over else "the client was closed while it waited"
+            why = silence.why if silence.over else "the client was closed while it waited"
             raise TransportError(why) from None
         finally:
             silence.end()
@@ -155,7 +159,7 @@ class _Silence:
         self._call, self._loop = call, asyncio.get_running_loop()
         self._heard = self._loop.time()
         self._timer = self._loop.call_later(SILENCE_SECS, self._check)
-        self.over = False
+        self.over, self.why = False, f"the peer was silent for {SILENCE_SECS:g} s"
 
     def broken(self) -> None:
         """Something was heard."""

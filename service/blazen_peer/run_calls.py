@@ -14,10 +14,14 @@ from blazen_peer import telemetry
 from blazen_peer.carriage import MARGIN_SECS, Carriage, new_id
 from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import BlazenError, EncodeError, InvocationNotFoundError, PeerError, ValidationError
+from blazen_peer.port_class import stamp_of
 from blazen_peer.remote_stream import Open, Read, RemoteStream, StreamCall
 from blazen_peer.repeats import Repeats
 from blazen_peer.runtime.context import RunInfo, current_run, until_run_ends
 from blazen_peer.transport.channels import Endpoint, run_in_background
+from blazen_peer.transport.lane import Lane
+from blazen_peer.transport.lane_stream import LaneStream
+from blazen_peer.transport.lanes import CarriedStream
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
@@ -80,7 +84,7 @@ class RunCalls(Carriage):
             sent = metadata._replace(cursor=cursor or None, instance_id=repeats.instance_id if retries else None)
             lane = await self._lane(len(request.envelope), invocation_id, metadata.data_class)
             if lane is not None and sent.instance_id in (None, lane.instance_id):
-                return lane.stream(request.envelope, sent, left_secs)
+                return self._carried_stream(lane, request.envelope, sent, left_secs)
             endpoint = await self._ready(metadata.data_class)
             message = peer_pb2.PostcardRequest(postcard_payload=request.envelope).SerializeToString()
             return endpoint.stream(message, timeout=left_secs, metadata=self._beside(sent))
@@ -107,8 +111,8 @@ class RunCalls(Carriage):
         secs = MAX_TIMEOUT_SECS if timeout_secs is None else min(check_timeout_secs(timeout_secs), MAX_TIMEOUT_SECS)
 
         async def begin(cursor: int, _: Repeats, left_secs: float) -> StreamCall:
-            if (lane := self._lane_to_run(invocation_id)) is not None:
-                return lane.attach(invocation_id, cursor, left_secs)
+            if (lane := self._lane_to_run(self._endpoint(), invocation_id)) is not None:
+                return self._carried_stream(lane, None, metadata._replace(cursor=cursor), left_secs)
             request = control_pb2.AttachRequest(invocation_id=invocation_id, cursor=cursor)
             return self._endpoint().attach(request, timeout=left_secs, metadata=self._beside(metadata))
 
@@ -151,10 +155,29 @@ class RunCalls(Carriage):
             abandon=None if parent is None else lambda: self._abandon(invocation_id),
         )
 
+    def _carried_stream(
+        self, lane: Lane, envelope: bytes | None, metadata: CallMetadata, deadline_secs: float
+    ) -> CarriedStream:
+        """Return the events of a run that *envelope* begins, or that was begun before, by *lane* and those after it."""
+        traced, invocation_id = self._traced(metadata), metadata.invocation_id or ""
+
+        def begin(lane: Lane, instance_id: str | None, cursor: int, left_secs: float) -> LaneStream:
+            if metadata.data_class is not None:
+                self._port.check_stamp(stamp_of(lane.headers), metadata.data_class)
+            if envelope is None:
+                return lane.attach(invocation_id, cursor, left_secs)
+            sent = traced._replace(cursor=cursor, instance_id=instance_id or traced.instance_id)
+            return lane.stream(envelope, sent, left_secs)
+
+        return self._lanes_here().stream(lane, begin, metadata.cursor or 0, deadline_secs)
+
     async def _cancelled(self, endpoint: Endpoint, invocation_id: str, grace_secs: float) -> CancelReport:
         timeout_secs = grace_secs + CANCEL_MARGIN_SECS
-        if (lane := self._lane_to_run(invocation_id)) is not None:
-            answer = await lane.cancel(invocation_id, grace_secs, timeout_secs)
+        lane = self._lane_to_run(endpoint, invocation_id)
+        if lane is not None and endpoint.lanes is not None:
+            answer = await endpoint.lanes.carry(
+                lane, lambda lane, _, left_secs: lane.cancel(invocation_id, grace_secs, left_secs), timeout_secs
+            )
         else:
             request = control_pb2.CancelRequest(invocation_id=invocation_id, grace_ms=round(grace_secs * 1000))
             metadata = self._beside(CallMetadata(invocation_id, self._node_id))

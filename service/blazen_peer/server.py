@@ -240,7 +240,10 @@ class PeerServer:
             ),
         )
         self._lanes = LaneServicer(
-            self._invocations, self._instance_id, lambda metadata, context: gate.readmit(LANE_METHOD, metadata, context)
+            self._invocations,
+            self._node_id,
+            self._instance_id,
+            lambda metadata, context: gate.readmit(LANE_METHOD, metadata, context),
         )
         gate = GateInterceptor(
             (
@@ -283,7 +286,8 @@ class PeerServer:
 
     def _described(self) -> DescribeResponse:
         policy = None if self._policy is None else self._policy.state
-        return describe(self._node_id, self._instance_id, self._registry, self._settings, self._workflows, policy)
+        lanes = self._lanes.described()
+        return describe(self._node_id, self._instance_id, self._registry, self._settings, self._workflows, policy, lanes)
 
     def _bound(self, address: ListenAddress, tls: ServerTls | None) -> str:
         check_bindable(address)
@@ -299,6 +303,7 @@ class PeerServer:
     async def _drained(self, lame_duck_secs: float) -> None:
         logger.info("%s drains: %d runs in progress", self._node_id, self._invocations.in_progress)
         await self._health.enter_graceful_shutdown()
+        self._lanes.send_away("this peer drains")
         await asyncio.sleep(lame_duck_secs)
         self._invocations.refuse_new()
         if not await self._invocations.wait_idle(self._settings.drain_secs):
@@ -306,6 +311,7 @@ class PeerServer:
             logger.warning(
                 "%s cancelled %d runs that did not finish in %g s", self._node_id, cancelled, self._settings.drain_secs
             )
+        await self._lanes.finish(CANCEL_GRACE_SECS)
         await self._grpc.stop(CANCEL_GRACE_SECS)
         self._stopped.set()
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from blazen_peer import PeerError, ServerSettings, errors, telemetry
-from blazen_peer.cli.outcome import Exit
 from blazen_peer.cli.exporters import FLUSH_SECS
+from blazen_peer.cli.outcome import Exit
 from blazen_peer.client import MARGIN_SECS
 from blazen_peer.engine import MAX_IN_FLIGHT
 from blazen_peer.process import STUCK_EXIT_CODE

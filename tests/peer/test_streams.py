@@ -273,9 +273,9 @@ async def test_broken_connection_with_a_gap(serve: Serve, connect: Connect, work
 
 
 async def test_broken_connection_unasked(serve: Serve, connect: Connect, work: Work, wire: Wires) -> None:
-    """Without ``retries`` a broken connection ends the stream; by the cursor a reader goes on from there."""
+    """Without ``retries`` or a lane a broken connection ends the stream; by the cursor a reader goes on from there."""
     cut = await wire(await serve())
-    client = await connect(cut.address)
+    client = await connect(cut.address, lane="never")
     stream = client.stream_remote_workflow("w", ["emit"], "null", 60, invocation_id="one")
     work.more.put_nowait(2)
     events = [await anext(stream) for _ in range(2)]

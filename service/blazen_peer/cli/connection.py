@@ -9,6 +9,7 @@ import typer
 
 from blazen_peer.address_book import PEERS_FILE
 from blazen_peer.client import PeerClient
+from blazen_peer.transport.lanes import LaneMode
 from blazen_peer.transport.tls import ClientTls
 
 __all__ = ["DataClass", "PeersFile", "connected", "named"]
@@ -31,13 +32,19 @@ def named(node_id: str | None) -> str:
 
 
 def connected(
-    address: str, node_id: str | None, *, tls: ClientTls | None, data_class: str | None, peers_file: Path | None
+    address: str,
+    node_id: str | None,
+    *,
+    tls: ClientTls | None,
+    data_class: str | None,
+    peers_file: Path | None,
+    lane: LaneMode = "never",
 ) -> PeerClient:
-    """Connect; without a name given, as the node whose address book it is, or as ``cli``.
+    """Connect; without a name given, as the node whose address book it is, or as ``cli``. One call gains nothing by a lane.
 
     Raises:
         ValidationError, PeerError: As for ``PeerClient.connect``.
     """
     if node_id is None and not address.startswith("peer:"):
         node_id = UNNAMED
-    return PeerClient.connect(address, node_id, tls=tls, data_class=data_class, peers_file=peers_file)
+    return PeerClient.connect(address, node_id, tls=tls, data_class=data_class, peers_file=peers_file, lane=lane)

@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ from blazen_peer.cli.token import token
 from blazen_peer.cli.trace import trace
 from blazen_peer.config import ServerSettings
 from blazen_peer.errors import BlazenError, ValidationError
+from blazen_peer.transport.lanes import LaneMode
 
 __all__ = ["entry", "main"]
 
@@ -168,6 +169,9 @@ def run(
     retries: Annotated[
         int, typer.Option("--retries", metavar="COUNT", help="How often to go on after the connection broke.")
     ] = 0,
+    lane: Annotated[
+        str, typer.Option("--lane", metavar="WAY", help="Whether the call goes by a lane: never, auto (if it can) or always.")
+    ] = "never",
     data: DataClass = None,
     peers_file: PeersFile = None,
     node_id: NodeId = None,
@@ -202,6 +206,7 @@ def run(
                 tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name),
                 data_class=data,
                 peers_file=peers_file,
+                lane=cast("LaneMode", lane),
             ) as client,
             telemetry.command_span("run", workflow),
         ):

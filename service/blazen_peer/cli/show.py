@@ -45,6 +45,9 @@ def show_description(description: control_pb2.DescribeResponse) -> None:
         f"limits: {limits.max_runs} runs at once, {limits.default_timeout_ms / 1000:g} s a run "
         f"({limits.max_timeout_ms / 1000:g} s when asked for), {limits.max_message_bytes / 2**20:g} MiB a message"
     )
+    if description.HasField("lanes"):
+        lanes = description.lanes
+        console.print(f"lanes: {lanes.open} open, for envelopes up to {lanes.max_frame_bytes / 2**10:g} KiB")
     if description.HasField("policy"):
         console.print(_policy(description.policy))
     typed = any(shape.json_schema for item in description.steps for shape in (*item.accepts, *item.emits))
@@ -76,6 +79,13 @@ def description_object(description: control_pb2.DescribeResponse) -> dict[str, o
             "default_timeout_secs": limits.default_timeout_ms / 1000,
             "max_timeout_secs": limits.max_timeout_ms / 1000,
         },
+        "lanes": {
+            "version": description.lanes.version,
+            "open": description.lanes.open,
+            "max_frame_bytes": description.lanes.max_frame_bytes,
+        }
+        if description.HasField("lanes")
+        else None,
         "steps": [
             {"id": item.id, "accepts": _shapes(item.accepts), "emits": _shapes(item.emits)} for item in description.steps
         ],

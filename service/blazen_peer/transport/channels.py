@@ -142,10 +142,10 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the channel."""
+        if self.farewells:  # some go by a lane
+            await asyncio.wait(self.farewells, timeout=FAREWELL_SECS)
         if self.lanes is not None:
             self.lanes.close()
-        if self.farewells:
-            await asyncio.wait(self.farewells, timeout=FAREWELL_SECS)
         await self.channel.close()
 
 
@@ -193,6 +193,8 @@ class Channels:
     def _retire(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> None:
         """Let *endpoint* go once no call can be in flight on it any more; until then it is there to be closed with the rest."""
         retired = (loop, endpoint)
+        if endpoint.lanes is not None:
+            endpoint.lanes.retire()
         with self._lock:
             self._retired = [kept for kept in self._retired if not kept[0].is_closed()]
             self._retired.append(retired)
@@ -200,6 +202,8 @@ class Channels:
         def let_go() -> None:
             with self._lock, contextlib.suppress(ValueError):
                 self._retired.remove(retired)
+            if endpoint.lanes is not None:
+                endpoint.lanes.close()
 
         loop.call_later(RETIRED_SECS, let_go)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeAlias
 
@@ -11,27 +11,19 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from blazen_peer.errors import BlazenError, EncodeError, PeerError, TransportError
-from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS
+from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError
+from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS, WRITE_SECS
+from blazen_peer.transport.lane_stream import EVENT_CREDIT, LATE, LaneStream
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import control_pb2, lane_pb2
-from blazen_peer.transport.status import raised_by, raised_by_refusal
-from blazen_peer.wire import SubWorkflowEvent
+from blazen_peer.transport.status import DETAILS_KEY, raised_by, raised_by_refusal
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["AnswerTooLargeError", "Lane", "LaneBrokenError"]
+__all__ = ["Lane", "LaneCall"]
 
 LaneCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
-_LATE: Final = "no answer within the deadline: Deadline Exceeded"
-EVENT_CREDIT: Final = 256  # events of a stream that may be on their way
-
-
-class LaneBrokenError(TransportError):
-    """The lane ended while a frame was open. ``may_have_run`` is False for one that was never written."""
-
-
-class AnswerTooLargeError(PeerError):
-    """The answer is kept by the peer, and does not fit a frame: the call is repeated on its own."""
+LEAVE_SECS: Final = 2.0  # how long a lane that is given up may take to end in good order
 
 
 class Lane:
@@ -39,9 +31,11 @@ class Lane:
 
     Attributes:
         key: What its calls' ids begin with.
+        headers: What came before the peer's first message, some of it by the sidecars.
         instance_id: The process on the other end.
         max_frame_bytes: The largest envelope that it takes.
         retired: Whether new frames should go elsewhere.
+        ended: Why it takes no frames at all; None while it does.
     """
 
     def __init__(self, call: LaneCall, key: str, authorization: Callable[[], str | None]) -> None:
@@ -51,10 +45,13 @@ class Lane:
         self._streams: dict[int, LaneStream] = {}
         self._ids = 0
         self._sent_authorization: str | None = None
-        self._writer: LaneWriter[lane_pb2.LaneRequest] = LaneWriter(call.write, lane_pb2.LaneRequest, self._loop)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._writer: LaneWriter[lane_pb2.LaneRequest] = LaneWriter(call.write, lane_pb2.LaneRequest, self._loop, self._freshen)
+        self._writing: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._farewell: asyncio.Task[None] | None = None
         self._heard = self._loop.time()
         self._silence: asyncio.TimerHandle | None = None
+        self.headers: tuple[tuple[str, str | bytes], ...] = ()
         self.instance_id, self.max_frame_bytes, self.max_open_frames = "", 0, 0
         self.retired = False
         self.ended: TransportError | None = None
@@ -68,7 +65,8 @@ class Lane:
             authorization: Gives the authorization header's value of this moment.
 
         Raises:
-            PeerError: The other end has no lanes (kind "Unsupported"), is another process, or refuses.
+            PeerError: The other end has no lanes, or something on the way lets none through (kind "Unsupported").
+            UnauthenticatedError, PermissionDeniedError, OverloadedError: The peer refuses this caller's.
             TransportError: The connection failed, or nothing came back in time.
         """
         lane = cls(call, key, authorization)
@@ -76,22 +74,25 @@ class Lane:
         hello = lane_pb2.Hello(version=LANE_VERSION, client_node_id=client_node_id)
         try:
             async with asyncio.timeout(HELLO_SECS):
-                await call.write(lane_pb2.LaneRequest(hello=hello).SerializeToString())
+                with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading says how
+                    await call.write(lane_pb2.LaneRequest(hello=hello).SerializeToString())
                 raw = await call.read()
                 if raw is grpc.aio.EOF:
-                    raise TransportError(f"the lane was closed: {await call.code()}", may_have_run=False)
-        except TimeoutError:
+                    raise TransportError("the peer closed the lane as it was opened", may_have_run=False)
+                lane.headers = tuple(await call.initial_metadata() or ())
+            welcome = _parsed(raw).welcome
+        except BaseException as error:
             call.cancel()
-            raise TransportError(f"no lane was opened within {HELLO_SECS:g} s", may_have_run=False) from None
-        except grpc.aio.AioRpcError as error:
-            raise raised_by(error) from error
-        except asyncio.InvalidStateError:
-            raise TransportError("the lane was closed before it was opened", may_have_run=False) from None
-        welcome = _parsed(raw).welcome
+            if isinstance(error, TimeoutError):
+                raise TransportError(f"no lane was opened within {HELLO_SECS:g} s", may_have_run=False) from None
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise _not_opened(error) from error
+            raise
         lane.instance_id, lane.max_frame_bytes = welcome.instance_id, welcome.max_frame_bytes
         lane.max_open_frames = welcome.max_open_frames
-        lane._tasks = [lane._loop.create_task(lane._writer.run()), lane._loop.create_task(lane._listen())]
-        for task in lane._tasks:
+        lane._writing = lane._loop.create_task(lane._writer.run())
+        lane._listening = lane._loop.create_task(lane._listen())
+        for task in (lane._writing, lane._listening):
             task.add_done_callback(lane._over)
         lane._silence = lane._loop.call_later(SILENCE_SECS, lane._check_silence)
         return lane
@@ -100,6 +101,11 @@ class Lane:
     def is_open(self) -> bool:
         """Whether it takes new frames."""
         return self.ended is None and not self.retired and len(self._waiting) < self.max_open_frames
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was given up, and its call has not ended."""
+        return self._farewell is not None and not self._farewell.done()
 
     @property
     def in_flight(self) -> int:
@@ -144,11 +150,15 @@ class Lane:
         if self.ended is not None:
             raise LaneBrokenError(str(self.ended), may_have_run=False)
         message = self._writer.message
+        self._freshen(message)
+        self._ids += 1
+        return self._ids, message
+
+    def _freshen(self, message: lane_pb2.LaneRequest) -> None:
+        """Send the token of this moment along, where it is another than before."""
         value = self._authorization()
         if value is not None and value != self._sent_authorization:
             message.authorization = self._sent_authorization = value
-        self._ids += 1
-        return self._ids, message
 
     async def _answered(self, number: int, size_bytes: int, deadline_secs: float) -> Any:
         waiting = self._waiting[number] = self._loop.create_future()
@@ -178,8 +188,7 @@ class Lane:
         """Read a stream no longer."""
         if self._streams.pop(number, None) is not None:
             self._drop(number)
-            if self.retired:
-                self._close_if_done()
+            self._close_if_done()
 
     def retire(self) -> None:
         """Take no new frames; once the open ones are answered it closes."""
@@ -188,12 +197,14 @@ class Lane:
 
     def close(self) -> None:
         """End it now."""
-        self._fail(LaneBrokenError("the client was closed while it waited for the answer"))
+        if self._farewell is not None:
+            self._farewell.cancel()
+        self._fail("the client was closed while it waited for the answer")
 
     def _give_up(self, number: int) -> None:
         waiting = self._waiting.get(number)
         if waiting is not None and not waiting.done():
-            waiting.set_exception(TransportError(_LATE))
+            waiting.set_exception(TransportError(LATE))
             self._drop(number)
 
     def _drop(self, number: int) -> None:
@@ -208,29 +219,26 @@ class Lane:
                 return
             self._heard = self._loop.time()
             self._take(_parsed(raw))
-            if self.retired:
-                self._close_if_done()
+            self._close_if_done()
 
     def _take(self, message: lane_pb2.LaneResponse) -> None:
-        waiting = self._waiting
+        waiting, streams = self._waiting, self._streams
         for event in message.events:
-            if (stream := self._streams.get(event.id)) is not None:
+            if (stream := streams.get(event.id)) is not None:
                 stream.put(event.envelope)
         for answer in message.answers:
             future = waiting.get(answer.id)
-            if future is None and (stream := self._streams.get(answer.id)) is not None:
-                refusal = answer.refusal
-                stream.fail(raised_by_refusal(refusal.code, refusal.text, refusal.details))
-            if future is None or future.done():
+            if future is None:
+                if (stream := streams.get(answer.id)) is not None:
+                    stream.fail(self._refused(answer.refusal))
+            elif future.done():
                 continue
-            match answer.WhichOneof("outcome"):
-                case "envelope":
-                    future.set_result(answer.envelope)
-                case "refusal":
-                    refusal = answer.refusal
-                    future.set_exception(raised_by_refusal(refusal.code, refusal.text, refusal.details))
-                case _:
-                    future.set_exception(AnswerTooLargeError("the answer is too large for a frame"))
+            elif answer.HasField("envelope"):
+                future.set_result(answer.envelope)
+            elif answer.HasField("refusal"):
+                future.set_exception(self._refused(answer.refusal))
+            else:
+                future.set_exception(AnswerTooLargeError("the answer is too large for a frame"))
         for cancelled in message.cancelled:
             future = waiting.get(cancelled.id)
             if future is not None and not future.done():
@@ -238,103 +246,74 @@ class Lane:
         if message.HasField("going_away"):
             self.retired = True
 
+    def _refused(self, refusal: lane_pb2.Refusal) -> BlazenError:
+        error = raised_by_refusal(refusal.code, refusal.text, refusal.details)
+        if not refusal.at_the_gate:
+            return error
+        self.retired = True
+        return LaneShutError(error)
+
     def _close_if_done(self) -> None:
-        if not self._waiting and not self._streams and self.ended is None:
-            self._fail(LaneBrokenError("the lane was given up", may_have_run=False))
+        if self.retired and not self._waiting and not self._streams and self.ended is None:
+            self.ended = LaneBrokenError("the lane was given up", may_have_run=False)
+            if self._silence is not None:
+                self._silence.cancel()
+            self._farewell = self._loop.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        """End the call in good order: nothing is open any more."""
+        if self._writing is None or self._listening is None:
+            return
+        try:
+            async with asyncio.timeout(LEAVE_SECS):
+                await self._writer.flushed()
+                self._writing.cancel()
+                await self._call.done_writing()
+                await asyncio.wait((self._listening,))
+        except (TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            pass
+        finally:
+            self._writing.cancel()
+            self._call.cancel()  # does nothing to a call that is over
 
     def _check_silence(self) -> None:
         left_secs = self._heard + SILENCE_SECS - self._loop.time()
         if left_secs > 0:
             self._silence = self._loop.call_later(left_secs, self._check_silence)
         else:
-            self._fail(LaneBrokenError(f"the peer was silent for {SILENCE_SECS:g} s"))
+            self._fail(f"the peer was silent for {SILENCE_SECS:g} s")
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        if self.ended is not None:
-            if not task.cancelled():
-                task.exception()
-            return
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, grpc.aio.AioRpcError):
-            self._fail(LaneBrokenError(str(raised_by(error))))
-        else:
-            self._fail(LaneBrokenError("the lane was closed" if error is None else f"the lane broke: {type(error).__name__}"))
-
-    def _fail(self, error: LaneBrokenError) -> None:
         if self.ended is not None:
             return
-        self.ended = error
+        if isinstance(error, grpc.aio.AioRpcError):
+            self._fail(str(raised_by(error)))
+        elif task is self._listening:
+            self._fail("the peer closed the lane" if error is None else f"the lane broke: {error}")
+        elif isinstance(error, TimeoutError):
+            self._fail(f"the peer took no message for {WRITE_SECS:g} s")
+        # Else the call is over, and listening says how.
+
+    def _fail(self, why: str) -> None:
+        if self.ended is not None:
+            return
+        self.ended = LaneBrokenError(why)
         if self._silence is not None:
             self._silence.cancel()
         self._call.cancel()
-        for task in self._tasks:
-            task.cancel()
+        for task in (self._writing, self._listening):
+            if task is not None:
+                task.cancel()
         unsent: set[int] = set()
         for message in self._writer.unsent():
             for frames in (message.calls, message.attaches, message.cancels):
                 unsent.update(frame.id for frame in frames)
-        never_sent = LaneBrokenError(str(error), may_have_run=False)
         for number, waiting in self._waiting.items():
             if not waiting.done():
-                waiting.set_exception(never_sent if number in unsent else error)
+                waiting.set_exception(LaneBrokenError(why, may_have_run=number not in unsent))
         for number, stream in self._streams.items():
-            stream.fail(never_sent if number in unsent else error)
-
-
-class LaneStream:
-    """The events of one run, as they come over a lane; read it as a call's messages are read, or :meth:`cancel` it.
-
-    At most ``EVENT_CREDIT`` wait here: the peer sends no more before some were read.
-    """
-
-    def __init__(self, lane: Lane, number: int, ends: float) -> None:
-        self._lane, self._number, self._ends = lane, number, ends
-        self._loop = asyncio.get_running_loop()
-        self._events: deque[bytes] = deque()
-        self._error: BlazenError | None = None
-        self._wake: asyncio.Future[None] | None = None
-        self._read = 0
-        self._over = False
-
-    def put(self, envelope: bytes) -> None:
-        """An event came."""
-        self._events.append(envelope)
-        self._tell()
-
-    def fail(self, error: BlazenError) -> None:
-        """No more will come."""
-        self._error = self._error or error
-        self._tell()
-
-    def cancel(self) -> None:
-        """Read no more."""
-        self._lane.leave(self._number)
-        self.fail(LaneBrokenError("the stream was left"))
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SubWorkflowEvent:
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            self._wake = self._loop.create_future()
-            timer = self._loop.call_at(self._ends, self.fail, TransportError(_LATE))
-            try:
-                await self._wake
-            finally:
-                timer.cancel()
-                self._wake = None
-        event = SubWorkflowEvent.decode(self._events.popleft())
-        self._read += 1
-        if self._read >= EVENT_CREDIT // 2:
-            self._lane.grant(self._number, self._read)
-            self._read = 0
-        return event
-
-    def _tell(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+            stream.fail(LaneBrokenError(why, may_have_run=number not in unsent))
 
 
 def _fill(frame: lane_pb2.Call, metadata: CallMetadata) -> None:
@@ -358,3 +337,15 @@ def _parsed(raw: Any) -> lane_pb2.LaneResponse:
         return lane_pb2.LaneResponse.FromString(raw)
     except DecodeError:
         raise EncodeError("the message is not a LaneResponse") from None
+
+
+def _not_opened(error: grpc.aio.AioRpcError) -> BlazenError:
+    """Return the error for a lane that was not opened: the peer's own refusal, or that there is none to be had.
+
+    A sidecar that refuses says nothing but a code. It may know of no lanes, and let calls through that go by themselves.
+    """
+    failure = raised_by(error)
+    if isinstance(failure, TransportError):
+        return type(failure)(str(failure), may_have_run=False)
+    by_the_peer = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
+    return failure if by_the_peer else PeerError(f"there is no lane to be had: {failure}", kind="Unsupported")

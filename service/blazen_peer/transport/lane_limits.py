@@ -8,8 +8,11 @@ __all__ = [
     "HEARTBEAT_SECS",
     "HELLO_SECS",
     "LANE_VERSION",
+    "MAX_CREDIT",
     "MAX_FRAMES",
     "MAX_FRAME_BYTES",
+    "MAX_LANES",
+    "MAX_LANES_OF_ONE",
     "MAX_MESSAGE_BYTES",
     "MAX_OPEN_FRAMES",
     "MAX_WAITING_BYTES",
@@ -22,6 +25,9 @@ MAX_FRAME_BYTES: Final = 256 * 1024  # an envelope; what is larger goes by itsel
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 MAX_FRAMES: Final = 512  # of one message
 MAX_OPEN_FRAMES: Final = 4096  # unanswered at once
+MAX_CREDIT: Final = 4096  # events that a stream may be told to send ahead
+MAX_LANES: Final = 1024  # of a server
+MAX_LANES_OF_ONE: Final = 256  # of one caller at a server
 MAX_WAITING_BYTES: Final = 8 * 1024 * 1024  # answers that wait to be taken; beyond, nothing more is read
 HELLO_SECS: Final = 5.0
 HEARTBEAT_SECS: Final = 5.0

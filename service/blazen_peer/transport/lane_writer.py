@@ -24,12 +24,17 @@ class LaneWriter(Generic[M]):
     Args:
         write: Writes one message, and returns when the transport has room for the next.
         make: Makes an empty message.
+        beat: Adds what belongs to a sign of life; it is asked after a silence of ``HEARTBEAT_SECS``.
     """
 
     def __init__(
-        self, write: Callable[[bytes], Awaitable[Any]], make: Callable[[], M], loop: asyncio.AbstractEventLoop
+        self,
+        write: Callable[[bytes], Awaitable[Any]],
+        make: Callable[[], M],
+        loop: asyncio.AbstractEventLoop,
+        beat: Callable[[M], None] | None = None,
     ) -> None:
-        self._write, self._make, self._loop = write, make, loop
+        self._write, self._make, self._loop, self._on_beat = write, make, loop, beat
         self.message: M = make()
         self._size_bytes = self._frames = self._full_bytes = 0
         self._full: deque[tuple[M, int]] = deque()
@@ -56,29 +61,20 @@ class LaneWriter(Generic[M]):
         """Return the messages that were not begun to be written."""
         return [*(message for message, _ in self._full), self.message]
 
-    async def room(self, within_secs: float = WRITE_SECS) -> None:
-        """Wait while too much waits.
-
-        Raises:
-            TimeoutError: For too long.
-        """
+    async def room(self) -> None:
+        """Wait while too much waits. The writer's own time is what bounds this."""
         if self.waiting_bytes > MAX_WAITING_BYTES:
-            await self._until(lambda: self.waiting_bytes <= MAX_WAITING_BYTES, within_secs)
+            await self._until(lambda: self.waiting_bytes <= MAX_WAITING_BYTES)
 
-    async def flushed(self, within_secs: float = WRITE_SECS) -> None:
-        """Wait until everything was written.
+    async def flushed(self) -> None:
+        """Wait until everything was written."""
+        await self._until(lambda: not (self._frames or self._full) and self._wake is not None)
 
-        Raises:
-            TimeoutError: For too long.
-        """
-        await self._until(lambda: not (self._frames or self._full) and self._wake is not None, within_secs)
-
-    async def _until(self, is_so: Callable[[], bool], within_secs: float) -> None:
-        async with asyncio.timeout(within_secs):
-            while not is_so():
-                if self._emptied is None or self._emptied.done():
-                    self._emptied = self._loop.create_future()
-                await self._emptied
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            if self._emptied is None or self._emptied.done():
+                self._emptied = self._loop.create_future()
+            await asyncio.shield(self._emptied)  # several wait for it: one that is cancelled must not take it along
 
     async def run(self) -> None:
         """Write until cancelled; in silence, a sign of life now and then.
@@ -115,4 +111,6 @@ class LaneWriter(Generic[M]):
 
     def _beat(self) -> None:
         self.message.ping = True
+        if self._on_beat is not None:
+            self._on_beat(self.message)
         self.note(0)

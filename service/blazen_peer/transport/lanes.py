@@ -7,18 +7,30 @@ so that a lane, and whatever else asks for one of its runs, reach the same repli
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import random
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
-from blazen_peer.errors import BlazenError, PeerError, TransportError
-from blazen_peer.transport.lane import Lane, LaneBrokenError, LaneCall
+from blazen_peer.errors import (
+    BlazenError,
+    OverloadedError,
+    PeerError,
+    PermissionDeniedError,
+    TransportError,
+    UnauthenticatedError,
+)
+from blazen_peer.transport.lane import Lane, LaneCall
+from blazen_peer.transport.lane_errors import LaneBrokenError, LaneShutError
+from blazen_peer.transport.lane_stream import LaneStream
+from blazen_peer.wire import SubWorkflowEvent
 
-__all__ = ["KEY_END", "LANE_MODES", "LaneMode", "Lanes", "lane_key"]
+__all__ = ["KEY_END", "LANE_MODES", "CarriedStream", "LaneMode", "Lanes", "lane_key"]
 
 T = TypeVar("T")
+Headers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 LaneMode: TypeAlias = Literal["auto", "never", "always"]
 LANE_MODES: Final[tuple[str, ...]] = get_args(LaneMode)
 
@@ -26,14 +38,15 @@ KEY_END: Final = "~"
 MAX_LANES: Final = 8
 TRIES_A_REPLICA: Final = 4  # keys are hashed: some lanes meet at one replica
 RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go by themselves
+NONE_THERE_SECS: Final = 60.0  # the same where somebody said that there are none
 TAKE_UP_SECS: Final = 15.0  # how long a broken lane's calls look for their process
 FIRST_DELAY_SECS: Final = 0.05
 MAX_DELAY_SECS: Final = 1.0
 RENEWED_AT: Final = 0.75  # of the sidecars' bound for streams
+MIN_STREAM_SECS: Final = 0.2  # whatever a header says, lanes are not renewed faster than by this
 STREAM_SECS: Final = "x-blazen-max-stream-secs"  # set by sidecars on a lane's answer: how long they let it be
 REPLICAS: Final = "x-blazen-replicas"  # likewise: how many peers stand behind, where there are several
-
-_LOG = logging.getLogger(__name__)
+_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 
 
 def lane_key(invocation_id: str) -> str | None:
@@ -50,6 +63,7 @@ class Lanes:
         client_node_id: What this end calls itself.
         authorization: Gives the authorization header's value of this moment.
         mode: ``auto`` goes without where there is none, ``always`` fails then.
+        greeted: Is given the headers of each lane that was opened; what it raises means that this lane must not be used.
     """
 
     def __init__(
@@ -58,11 +72,14 @@ class Lanes:
         client_node_id: str,
         authorization: Callable[[], str | None],
         mode: LaneMode,
+        greeted: Callable[[Headers], None],
     ) -> None:
         self._begin, self._client_node_id, self._authorization, self._mode = begin, client_node_id, authorization, mode
+        self._greeted = greeted
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[str, Lane] = {}
         self._opening: dict[str, asyncio.Task[Lane]] = {}
+        self._leaving: set[Lane] = set()
         self._not_before = 0.0
         self._replicas = 1
         self._tries = 0
@@ -74,66 +91,97 @@ class Lanes:
         """How many processes stand behind the address, as far as a sidecar has told."""
         return self._replicas
 
-    async def lane_for_new(self, within_secs: float) -> Lane | None:
-        """Return the lane for a call that may go by any: the one with the fewest frames open. None: it goes by itself.
-
-        Raises:
-            PeerError: The mode is "always", and none can be opened.
-        """
-        best = self._least()
-        if best is not None:
-            return best
-        if self._closed or (self._mode == "auto" and self._loop.time() < self._not_before):
-            return None
-        try:
-            return await self._opened(_new_key(), within_secs)
-        except PeerError:
-            self._not_before = self._loop.time() + RETRY_SECS
-            if self._mode == "always":
-                raise
-            return None
+    @property
+    def instance_ids(self) -> frozenset[str]:
+        """The processes that open lanes lead to."""
+        return frozenset(lane.instance_id for lane in self._lanes.values() if lane.is_open)
 
     def least(self) -> Lane | None:
         """Return the open lane with the fewest frames open, if there is one."""
-        return self._least()
+        best: Lane | None = None
+        for lane in self._lanes.values():
+            if lane.is_open and (best is None or lane.in_flight < best.in_flight):
+                best = lane
+        return best
+
+    async def lane_for_new(self, within_secs: float) -> Lane | None:
+        """Return the lane for a call that may go by any, opened now where there is none. None: it goes by itself.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: The peer does not let this caller in; nothing was sent.
+            PeerError: The mode is "always", and none can be opened.
+        """
+        if self._closed:
+            return None
+        always = self._mode == "always"
+        if not always and (self._loop.time() < self._not_before or len(self._lanes) >= MAX_LANES):
+            return None
+        try:
+            opening = next((key for key in self._opening if key not in self._lanes), None)
+            return await self._opened(opening or _new_key(), within_secs)
+        except (UnauthenticatedError, PermissionDeniedError):
+            raise
+        except PeerError as error:
+            short = isinstance(error, TransportError | OverloadedError)
+            self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
+            if not always:
+                return None
+            leaving = next((lane for lane in self._lanes.values() if lane.ended is None), None)
+            if leaving is None:
+                raise
+            return leaving  # its peer goes away, and may still take calls
 
     def lane_of(self, key: str) -> Lane | None:
         """Return the open lane with *key*, if there is one."""
         lane = self._lanes.get(key)
         return lane if lane is not None and lane.ended is None else None
 
-    async def carry(self, lane: Lane, send: Callable[[Lane, str | None], Awaitable[T]], deadline_secs: float) -> T:
+    async def carry(self, lane: Lane, send: Callable[[Lane, str | None, float], Awaitable[T]], deadline_secs: float) -> T:
         """Return what *send* gives for *lane*. When the lane breaks, send again by the next one to the same process.
 
-        A frame that was never written goes by any lane; one that was is for its process alone, which knows by its invocation id
-        whether it began. If that process is gone, so is the answer.
+        Args:
+            send: Is given the lane, the process that alone may take the call up (None: any), and the seconds that are left.
 
         Raises:
             TransportError: The process is gone, or cannot be reached in time; ``may_have_run`` says what is known.
             PeerError: What *send* raises otherwise.
         """
-        instance_id: str | None = None
-        ends = self._loop.time() + deadline_secs
+        way = _Way(self, lane, self._loop.time() + deadline_secs)
         while True:
             try:
-                return await send(lane, instance_id)
+                return await send(way.lane, way.instance_id, max(0.0, way.ends - self._loop.time()))
             except LaneBrokenError as error:
-                if self._closed:
-                    raise
-                if error.may_have_run and instance_id is None:
-                    instance_id = lane.instance_id
-                lane = await self._next(lane, instance_id, error, ends)
+                await way.on(error)
 
-    async def _next(self, broken: Lane, instance_id: str | None, error: LaneBrokenError, ends: float) -> Lane:
+    def stream(
+        self, lane: Lane, begin: Callable[[Lane, str | None, int, float], LaneStream], cursor: int, deadline_secs: float
+    ) -> CarriedStream:
+        """Return the events of a run, over as many lanes to its process as it takes.
+
+        Args:
+            begin: Is given the lane, the process (None: any), the cursor and the seconds that are left.
+        """
+        return CarriedStream(_Way(self, lane, self._loop.time() + deadline_secs), begin, cursor)
+
+    async def next_to(self, broken: Lane, instance_id: str | None, error: LaneBrokenError, ends: float) -> Lane:
+        """Return the lane on which what was open on *broken* goes on: to the process *instance_id*, or to any.
+
+        Raises:
+            TransportError: That process is gone, or cannot be reached in time.
+            UnauthenticatedError, PermissionDeniedError: The peer does not let this caller in any more.
+        """
+        may_have_run = instance_id is not None
         until = min(ends, self._loop.time() + TAKE_UP_SECS)
         delay_secs = FIRST_DELAY_SECS
-        while True:
+        while not self._closed:
             try:
                 lane = await self._opened(broken.key, max(0.0, until - self._loop.time()))
-            except TransportError as failure:
+            except (TransportError, OverloadedError) as failure:
                 why: BlazenError = failure
+            except (UnauthenticatedError, PermissionDeniedError):
+                raise
             except PeerError as failure:
-                raise LaneBrokenError(f"{error}; {failure}", may_have_run=instance_id is not None) from None
+                raise LaneBrokenError(f"{error}; {failure}", may_have_run=may_have_run) from None
             else:
                 if instance_id is None or lane.instance_id == instance_id:
                     return lane
@@ -141,9 +189,18 @@ class Lanes:
                     f"{error}; another process answers now, and whether the call ran before that cannot be known"
                 ) from None
             if self._loop.time() + delay_secs >= until:
-                raise LaneBrokenError(f"{error}; {why}", may_have_run=instance_id is not None) from None
+                raise LaneBrokenError(f"{error}; {why}", may_have_run=may_have_run) from None
             await asyncio.sleep(delay_secs * (0.5 + random.random() / 2))  # noqa: S311 - it spreads, it guards nothing
             delay_secs = min(2 * delay_secs, MAX_DELAY_SECS)
+        raise LaneBrokenError("the client was closed while it waited for the answer", may_have_run=may_have_run)
+
+    def retire(self) -> None:
+        """Open no more lanes; each ends when what is open on it does."""
+        self._not_before = math.inf
+        for timer in self._renewals.values():
+            timer.cancel()
+        for lane in self._lanes.values():
+            self._give_up(lane)
 
     def close(self) -> None:
         """End all lanes."""
@@ -152,80 +209,158 @@ class Lanes:
             timer.cancel()
         for task in self._opening.values():
             task.cancel()
-        for lane in self._lanes.values():
+        for lane in (*self._lanes.values(), *self._leaving):
             lane.close()
-
-    def _least(self) -> Lane | None:
-        best: Lane | None = None
-        for lane in self._lanes.values():
-            if lane.is_open and (best is None or lane.in_flight < best.in_flight):
-                best = lane
-        return best
 
     async def _opened(self, key: str, within_secs: float) -> Lane:
         """Return the lane with *key*, opened now if it is not; who comes meanwhile waits for the same."""
         lane = self._lanes.get(key)
         if lane is not None and lane.is_open:
             return lane
-        task = self._opening.get(key)
-        if task is None:
-            task = self._opening[key] = self._loop.create_task(self._open(key))
-            task.add_done_callback(lambda task: self._settled(key, task))
+        task = self._opening.get(key) or self._open_soon(key)
         try:
             async with asyncio.timeout(within_secs):
                 return await asyncio.shield(task)
         except TimeoutError:
             raise TransportError("no lane was opened in time", may_have_run=False) from None
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closed:
+                raise TransportError("the client was closed while a lane was opened", may_have_run=False) from None
+            raise
+
+    def _open_soon(self, key: str) -> asyncio.Task[Lane]:
+        task = self._opening[key] = self._loop.create_task(self._open(key))
+        task.add_done_callback(lambda task: self._settled(key, task))
+        return task
 
     def _settled(self, key: str, task: asyncio.Task[Lane]) -> None:
         del self._opening[key]
-        if not task.cancelled():
-            task.exception()  # who waits has it
+        if not task.cancelled() and task.exception() is None:  # else who waits has it
+            self._reach_more()
 
     async def _open(self, key: str) -> Lane:
-        call = self._begin(f"{key}{KEY_END}lane")
-        lane = await Lane.open(call, key, self._client_node_id, self._authorization)
+        lane = await Lane.open(self._begin(f"{key}{KEY_END}lane"), key, self._client_node_id, self._authorization)
+        try:
+            self._greeted(lane.headers)
+        except BaseException:
+            lane.close()
+            raise
         if self._closed:
             lane.close()
             return lane
+        self._forget_ended()
         before = self._lanes.get(key)
         self._lanes[key] = lane
         if before is not None:
-            before.retire()
-        told = {name: value for name, value in await call.initial_metadata() or ()}  # noqa: C416 - pairs of a type of gRPC's
-        self._replicas = max(1, _number(told.get(REPLICAS)) or 1)
+            self._give_up(before)
+        told = dict(lane.headers)
+        self._replicas = int(_number(told.get(REPLICAS)) or 1) or 1
         if (bound_secs := _number(told.get(STREAM_SECS))) is not None:
             if (timer := self._renewals.pop(key, None)) is not None:
                 timer.cancel()
-            self._renewals[key] = self._loop.call_later(bound_secs * RENEWED_AT, self._renew, key)
-        self._reach_more()
+            self._renewals[key] = self._loop.call_later(max(MIN_STREAM_SECS, bound_secs) * RENEWED_AT, self._renew, key)
         return lane
+
+    def _give_up(self, lane: Lane) -> None:
+        """Use *lane* for nothing new; it ends when what is open on it does."""
+        if lane.ended is None:
+            self._leaving.add(lane)
+        lane.retire()
+
+    def _forget_ended(self) -> None:
+        self._leaving = {lane for lane in self._leaving if lane.ended is None or lane.is_leaving}
+        for key in [key for key, lane in self._lanes.items() if lane.ended is not None and key not in self._opening]:
+            del self._lanes[key]
+            if (timer := self._renewals.pop(key, None)) is not None:
+                timer.cancel()
+            self._tries = 0  # a replica went away, and may come back
 
     def _renew(self, key: str) -> None:
         """Open the next lane before the sidecars end this one."""
         lane = self._lanes.get(key)
-        if self._closed or lane is None:
+        if self._closed or lane is None or lane.ended is not None:
             return
         lane.retired = True  # for new calls, while the next one is being opened; what is in flight is answered
+        self._tries = 0
         if key not in self._opening:
-            task = self._opening[key] = self._loop.create_task(self._open(key))
-            task.add_done_callback(lambda task: self._settled(key, task))
+            self._open_soon(key)
 
     def _reach_more(self) -> None:
-        """Open another lane in the background while there are replicas that none leads to."""
-        reached = {lane.instance_id for lane in self._lanes.values() if lane.is_open}
+        """Give lanes up that lead where another does, and open one more while there are replicas that none leads to."""
+        reached: set[str] = set()
+        for key, lane in list(self._lanes.items()):
+            if not lane.is_open:
+                continue
+            if lane.instance_id in reached and self._replicas > 1:
+                del self._lanes[key]
+                if (timer := self._renewals.pop(key, None)) is not None:
+                    timer.cancel()
+                self._give_up(lane)
+            reached.add(lane.instance_id)
         wanted = min(self._replicas, MAX_LANES)
-        if len(reached) >= wanted or self._tries >= TRIES_A_REPLICA * wanted or self._opening:
+        if self._closed or len(reached) >= wanted or self._tries >= TRIES_A_REPLICA * wanted or self._opening:
             return
         self._tries += 1
-        key = _new_key()
-        task = self._opening[key] = self._loop.create_task(self._open(key))
-        task.add_done_callback(lambda task: self._settled(key, task))
+        self._open_soon(_new_key())
+
+
+class _Way:
+    """How far a call has come: its lane by now, and the process that alone may take it up."""
+
+    def __init__(self, lanes: Lanes, lane: Lane, ends: float) -> None:
+        self._lanes, self.lane, self.ends = lanes, lane, ends
+        self.instance_id: str | None = None
+        self._shut = False
+
+    async def on(self, error: LaneBrokenError) -> None:
+        """Go on after *error*, on the next lane; what makes that impossible is raised."""
+        if isinstance(error, LaneShutError):
+            if self._shut:  # the lane that was let in just now, too
+                raise error.refusal from None
+            self._shut = True
+        elif error.may_have_run and self.instance_id is None:
+            self.instance_id = self.lane.instance_id
+        self.lane = await self._lanes.next_to(self.lane, self.instance_id, error, self.ends)
+
+
+class CarriedStream:
+    """The events of one run, read as a call's messages are; see :meth:`Lanes.stream`."""
+
+    def __init__(self, way: _Way, begin: Callable[[Lane, str | None, int, float], LaneStream], cursor: int) -> None:
+        self._way, self._begin, self._cursor = way, begin, cursor
+        self._loop = asyncio.get_running_loop()
+        self._left = False
+        self._stream = self._begun()
+
+    def _begun(self) -> LaneStream:
+        return self._begin(self._way.lane, self._way.instance_id, self._cursor, max(0.0, self._way.ends - self._loop.time()))
+
+    def __aiter__(self) -> CarriedStream:
+        return self
+
+    async def __anext__(self) -> SubWorkflowEvent:
+        while True:
+            try:
+                event = await anext(self._stream)
+            except LaneBrokenError as error:
+                if self._left:
+                    raise
+                await self._way.on(error)
+                self._stream = self._begun()
+            else:
+                self._cursor = event.sequence
+                self._way.instance_id = self._way.lane.instance_id
+                return event
+
+    def cancel(self) -> None:
+        """Read no more."""
+        self._left = True
+        self._stream.cancel()
 
 
 def _new_key() -> str:
     return secrets.token_hex(4)
 
 
-def _number(value: object) -> int | None:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else None
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -23,7 +23,7 @@ from blazen_peer.wire import SubWorkflowEvent
 from blazen_peer.wire.cancellation import CancelOutcome, CancelReport
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["OUTCOMES", "RunService", "run_handlers"]
+__all__ = ["OUTCOMES", "RunService", "cancel_response", "run_call_span", "run_handlers"]
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Encode: TypeAlias = Callable[[SubWorkflowEvent], bytes]
@@ -101,6 +101,26 @@ def run_handlers(runs: RunService, node_id: str) -> tuple[grpc.GenericRpcHandler
     )
 
 
+@contextmanager
+def run_call_span(service: str, method: str, node_id: str, caller: Caller, metadata: CallMetadata) -> Iterator[Span]:
+    """Give the server's span of a call about a run, whichever way it came."""
+    with telemetry.served_span(service, method, telemetry.extract(metadata.trace)) as span:
+        if span.is_recording():
+            known: dict[str, str | None] = {
+                telemetry.NODE_ID: node_id,
+                telemetry.CALLER: str(caller),
+                telemetry.CLIENT_NODE_ID: metadata.client_node_id,
+                telemetry.INVOCATION_ID: metadata.invocation_id,
+            }
+            span.set_attributes({name: value for name, value in known.items() if value is not None})
+        try:
+            yield span
+        except BlazenError as error:
+            span.set_attribute(telemetry.RPC_STATUS_CODE, refusal_of(error).code.value[0])
+            raise
+        span.set_attribute(telemetry.RPC_STATUS_CODE, grpc.StatusCode.OK.value[0])
+
+
 @asynccontextmanager
 async def _served(
     service: str, method: str, node_id: str, context: _Context
@@ -109,21 +129,8 @@ async def _served(
     try:
         caller, sent = ADMITTED.get()
         metadata = CallMetadata.decode(sent)
-        with telemetry.served_span(service, method, telemetry.extract(metadata.trace)) as span:
-            if span.is_recording():
-                known: dict[str, str | None] = {
-                    telemetry.NODE_ID: node_id,
-                    telemetry.CALLER: str(caller),
-                    telemetry.CLIENT_NODE_ID: metadata.client_node_id,
-                    telemetry.INVOCATION_ID: metadata.invocation_id,
-                }
-                span.set_attributes({name: value for name, value in known.items() if value is not None})
-            try:
-                yield caller, metadata, span
-            except BlazenError as error:
-                span.set_attribute(telemetry.RPC_STATUS_CODE, refusal_of(error).code.value[0])
-                raise
-            span.set_attribute(telemetry.RPC_STATUS_CODE, grpc.StatusCode.OK.value[0])
+        with run_call_span(service, method, node_id, caller, metadata) as span:
+            yield caller, metadata, span
     except BlazenError as error:
         telemetry.refused(method, error.kind)
         refusal = refusal_of(error)

@@ -26,6 +26,7 @@ __all__ = [
     "TraitsHealthServicer",
     "control_handlers",
     "peer_handlers",
+    "served_call",
 ]
 
 PEER_SERVICE = peer_pb2.DESCRIPTOR.services_by_name["BlazenPeer"].full_name
@@ -50,17 +51,7 @@ def peer_handlers(invoke: Invoke, node_id: str) -> grpc.GenericRpcHandler:
         try:
             caller, sent = ADMITTED.get()
             metadata = CallMetadata.decode(sent)
-            with telemetry.served_span(PEER_SERVICE, "InvokeSubWorkflow", telemetry.extract(metadata.trace)) as span:
-                if not span.is_recording():
-                    return _response(await invoke(_payload(request), caller, metadata))
-                span.set_attributes(_attributes(node_id, caller, metadata, len(request)))
-                try:
-                    response = _response(await invoke(_payload(request), caller, metadata))
-                except BlazenError as error:
-                    span.set_attribute(telemetry.RPC_STATUS_CODE, refusal_of(error).code.value[0])
-                    raise
-                span.set_attributes({telemetry.RPC_STATUS_CODE: _OK, telemetry.RESPONSE_BYTES: len(response)})
-                return response
+            return _response(await served_call(invoke, node_id, _payload(request), caller, metadata))
         except BlazenError as error:
             telemetry.refused("InvokeSubWorkflow", error.kind)
             refusal = refusal_of(error)
@@ -72,6 +63,21 @@ def peer_handlers(invoke: Invoke, node_id: str) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         PEER_SERVICE, {"InvokeSubWorkflow": grpc.unary_unary_rpc_method_handler(invoke_sub_workflow)}
     )
+
+
+async def served_call(invoke: Invoke, node_id: str, envelope: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
+    """Answer a call in the server's span of it, whichever way it came."""
+    with telemetry.served_span(PEER_SERVICE, "InvokeSubWorkflow", telemetry.extract(metadata.trace)) as span:
+        if not span.is_recording():
+            return await invoke(envelope, caller, metadata)
+        span.set_attributes(_attributes(node_id, caller, metadata, len(envelope)))
+        try:
+            response = await invoke(envelope, caller, metadata)
+        except BlazenError as error:
+            span.set_attribute(telemetry.RPC_STATUS_CODE, refusal_of(error).code.value[0])
+            raise
+        span.set_attributes({telemetry.RPC_STATUS_CODE: _OK, telemetry.RESPONSE_BYTES: len(response)})
+        return response
 
 
 def control_handlers(describe: Description) -> grpc.GenericRpcHandler:

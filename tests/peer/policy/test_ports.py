@@ -182,7 +182,7 @@ async def test_laxer_after_a_reconnect(peer: Guarded, ports: dict[str, Port], pe
         asked = client.run_remote_workflow("analyze", [], "1", retries=5 if how == "with-retries" else 0)
     with pytest.raises(PermissionDeniedError, match="stamps public, which is laxer than personal"):
         await asyncio.wait_for(asked, 30)
-    assert set(port.calls - before) == {"Check"}
+    assert set(port.calls - before) in ({"Check"}, {"Lane"})  # a lane whose opening is answered carries nothing yet
     assert peer.begun["tells"] == 1
     await port.stop()
     port.stamps, port.told = ("personal",), "personal"

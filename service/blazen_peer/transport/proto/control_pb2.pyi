@@ -13,7 +13,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("node_id", "version", "envelope_version", "instance_id", "steps", "workflows", "limits", "policy")
+    __slots__ = ("node_id", "version", "envelope_version", "instance_id", "steps", "workflows", "limits", "policy", "lanes")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class DescribeResponse(_message.Message):
     WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     version: str
     envelope_version: int
@@ -30,7 +31,18 @@ class DescribeResponse(_message.Message):
     workflows: _containers.RepeatedCompositeFieldContainer[Workflow]
     limits: Limits
     policy: LoadedPolicy
-    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., envelope_version: _Optional[int] = ..., instance_id: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[Workflow, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy: _Optional[_Union[LoadedPolicy, _Mapping]] = ...) -> None: ...
+    lanes: Lanes
+    def __init__(self, node_id: _Optional[str] = ..., version: _Optional[str] = ..., envelope_version: _Optional[int] = ..., instance_id: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., workflows: _Optional[_Iterable[_Union[Workflow, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., policy: _Optional[_Union[LoadedPolicy, _Mapping]] = ..., lanes: _Optional[_Union[Lanes, _Mapping]] = ...) -> None: ...
+
+class Lanes(_message.Message):
+    __slots__ = ("version", "open", "max_frame_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    open: int
+    max_frame_bytes: int
+    def __init__(self, version: _Optional[int] = ..., open: _Optional[int] = ..., max_frame_bytes: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("id", "accepts", "emits")

@@ -135,14 +135,16 @@ class Answer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., envelope: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., too_large: _Optional[bool] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("code", "text", "details")
+    __slots__ = ("code", "text", "details", "at_the_gate")
     CODE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    AT_THE_GATE_FIELD_NUMBER: _ClassVar[int]
     code: int
     text: str
     details: bytes
-    def __init__(self, code: _Optional[int] = ..., text: _Optional[str] = ..., details: _Optional[bytes] = ...) -> None: ...
+    at_the_gate: bool
+    def __init__(self, code: _Optional[int] = ..., text: _Optional[str] = ..., details: _Optional[bytes] = ..., at_the_gate: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("id", "envelope")

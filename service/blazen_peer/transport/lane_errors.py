@@ -1,0 +1,27 @@
+"""How a frame of a lane ends without an answer."""
+
+from __future__ import annotations
+
+from blazen_peer.errors import BlazenError, PeerError, TransportError
+
+__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError"]
+
+
+class LaneBrokenError(TransportError):
+    """The lane ended while a frame was open. ``may_have_run`` is False for one that was never written."""
+
+
+class LaneShutError(LaneBrokenError):
+    """The peer's gate lets the lane in no longer, and looked at no frame since: another lane may be let in.
+
+    Attributes:
+        refusal: What the gate answers.
+    """
+
+    def __init__(self, refusal: BlazenError) -> None:
+        super().__init__(str(refusal), may_have_run=False)
+        self.refusal = refusal
+
+
+class AnswerTooLargeError(PeerError):
+    """The answer is kept by the peer, and does not fit a frame: the call is repeated on its own."""

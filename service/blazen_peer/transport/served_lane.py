@@ -1,0 +1,374 @@
+"""One lane at the server: what comes is opened frame by frame, what answers it is gathered and sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from blazen_peer import telemetry
+from blazen_peer.auth import AUTHORIZATION
+from blazen_peer.errors import BlazenError, EncodeError, OverloadedError, ValidationError
+from blazen_peer.identity import Caller, check_node_id
+from blazen_peer.transport.gate import Admitted
+from blazen_peer.transport.lane_limits import (
+    HELLO_SECS,
+    LANE_VERSION,
+    MAX_CREDIT,
+    MAX_FRAME_BYTES,
+    MAX_FRAMES,
+    MAX_MESSAGE_BYTES,
+    MAX_OPEN_FRAMES,
+    SILENCE_SECS,
+)
+from blazen_peer.transport.lane_writer import LaneWriter
+from blazen_peer.transport.proto import lane_pb2
+from blazen_peer.transport.run_servicer import cancel_response, run_call_span
+from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE, served_call
+from blazen_peer.transport.status import DETAILS_KEY, refusal_of
+from blazen_peer.wire import SubWorkflowEvent
+from blazen_peer.wire.cancellation import CancelReport
+from blazen_peer.wire.metadata import CallMetadata
+
+__all__ = ["Admit", "Context", "LaneError", "LaneService", "Metadata", "ServedLane"]
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
+
+_FRAME_BYTES: Final = 16  # about what a frame takes around its envelope
+_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
+
+logger = logging.getLogger(__name__)
+
+
+class LaneService(Protocol):
+    """What answers the frames; ``runtime.invocations`` does."""
+
+    async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
+        """Answer a call: request envelope, caller, metadata -> response envelope."""
+
+    def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
+        """Answer a call, and give what its run emits meanwhile."""
+
+    def attach(self, caller: Caller, invocation_id: str, cursor: int) -> AsyncIterator[SubWorkflowEvent]:
+        """Give what a run of *caller*'s emits."""
+
+    async def cancel(self, caller: Caller, invocation_id: str, grace_secs: float) -> CancelReport:
+        """Stop a run of *caller*'s."""
+
+
+class LaneError(Exception):
+    """The caller broke the lane's rules, or is gone: the lane ends with this status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class ServedLane:
+    """One lane. Belongs to one event loop.
+
+    Each open frame has one task; what they answer waits in the writer, which is bounded in bytes: while it is full, nothing
+    more is read or answered, so that a caller who takes no answers soon gives no more work either.
+
+    Attributes:
+        caller: Whose it is.
+    """
+
+    def __init__(self, service: LaneService, node_id: str, admitted: Admitted, admit: Admit, context: Context) -> None:
+        self._service, self._node_id, self._admit, self._context = service, node_id, admit, context
+        self.caller, metadata = admitted
+        self._metadata = list(metadata)
+        self._loop = asyncio.get_running_loop()
+        self._frames: dict[int, asyncio.Task[None]] = {}
+        self._streams: dict[int, _Credit] = {}
+        self._last_id = 0
+        self._client_node_id: str | None = None
+        self._closing = asyncio.Event()
+        self._writer: LaneWriter[lane_pb2.LaneResponse] = LaneWriter(context.write, lane_pb2.LaneResponse, self._loop)
+
+    async def hello(self) -> None:
+        """Take how the caller opens the lane."""
+        message = await self._read(HELLO_SECS)
+        if message is None or not message.HasField("hello") or message.hello.version != LANE_VERSION:
+            raise _broken(f"a lane begins with a hello of version {LANE_VERSION}")
+        if node_id := message.hello.client_node_id:
+            try:
+                self._client_node_id = check_node_id(node_id)
+            except ValidationError:
+                raise _broken("client_node_id is not a node id") from None
+
+    async def follow(self, welcome: lane_pb2.Welcome) -> None:
+        """Welcome the caller, and answer what it sends until it sends no more, or :meth:`finish` is called."""
+        self._writer.message.welcome.CopyFrom(welcome)
+        self._writer.note(64)
+        writing = self._loop.create_task(self._writer.run())
+        reading = self._loop.create_task(self._take_all())
+        closing = self._loop.create_task(self._closing.wait())
+        tasks = (writing, reading, closing)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                if reading.done():
+                    reading.result()
+                await self._end_well(writing)
+            if writing.done():
+                writing.result()
+        except (TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+            raise LaneError(grpc.StatusCode.UNAVAILABLE, f"the caller takes no answers: {type(error).__name__}") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _end_well(self, writing: asyncio.Task[None]) -> None:
+        """Answer what is open; nothing more is read, so that streams get no more credit."""
+        for number in list(self._streams):
+            self._sever(number)
+        flushing = self._loop.create_task(self._flushed())
+        try:
+            await asyncio.wait((flushing, writing), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            flushing.cancel()
+
+    async def _flushed(self) -> None:
+        if self._frames:
+            await asyncio.wait(set(self._frames.values()))
+        await self._writer.flushed()
+
+    def send_away(self, reason: str) -> None:
+        """Ask the caller to go on elsewhere."""
+        self._writer.message.going_away.reason = reason
+        self._writer.note(len(reason))
+
+    def finish(self) -> None:
+        """End the lane once what is open was answered; streams are severed."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """Sever what waits for runs; the runs go on."""
+        for task in self._frames.values():
+            task.cancel()
+
+    def _sever(self, number: int) -> None:
+        if (task := self._frames.pop(number, None)) is not None:  # the task may not have begun, and never end by itself then
+            task.cancel()
+
+    async def _take_all(self) -> None:
+        while (message := await self._read(SILENCE_SECS)) is not None:
+            self._take(message)
+            await self._writer.room()
+
+    async def _read(self, within_secs: float) -> lane_pb2.LaneRequest | None:
+        try:
+            async with asyncio.timeout(within_secs):
+                raw = await self._context.read()
+        except TimeoutError:
+            raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing was heard for {within_secs:g} s") from None
+        if raw is grpc.aio.EOF:
+            return None
+        if len(raw) > MAX_MESSAGE_BYTES:
+            raise _broken(f"a message of {len(raw)} bytes is over the lane's {MAX_MESSAGE_BYTES}")
+        try:
+            return lane_pb2.LaneRequest.FromString(raw)
+        except DecodeError:
+            raise _broken("the message is not a LaneRequest") from None
+
+    def _take(self, message: lane_pb2.LaneRequest) -> None:
+        if message.HasField("hello"):
+            raise _broken("a lane begins once")
+        calls, attaches, cancels, dropped, credits_ = (
+            message.calls,
+            message.attaches,
+            message.cancels,
+            message.dropped,
+            message.credits,
+        )
+        if len(calls) + len(attaches) + len(cancels) + len(dropped) + len(credits_) > MAX_FRAMES:
+            raise _broken(f"a message holds more than {MAX_FRAMES} frames")
+        refusal = self._admitted_anew(message.authorization)
+        if refusal is not None:
+            self._shut(refusal)
+        for number in dropped:
+            self._sever(number)
+        for credit in credits_:
+            if (held := self._streams.get(credit.id)) is not None:
+                try:
+                    held.add(credit.events)
+                except EncodeError as error:
+                    raise _broken(str(error)) from None
+        for call in calls:
+            self._open(call.id, refusal, self._call, call)
+        for attach in attaches:
+            self._open(attach.id, refusal, self._attach, attach)
+        for cancel in cancels:
+            self._open(cancel.id, refusal, self._cancel, cancel)
+
+    def _admitted_anew(self, authorization: str) -> BlazenError | None:
+        """Ask the gate about the caller as of now, with a fresh token where one came; return what it refuses with."""
+        if authorization:
+            self._metadata = [pair for pair in self._metadata if pair[0] != AUTHORIZATION]
+            self._metadata.append((AUTHORIZATION, authorization))
+        try:
+            admitted = self._admit(self._metadata, self._context)
+        except BlazenError as error:
+            return error
+        if admitted.caller != self.caller or admitted.caller.stamps != self.caller.stamps:
+            raise _broken("a lane belongs to one caller")
+        return None
+
+    def _shut(self, refusal: BlazenError) -> None:
+        """The gate lets the lane in no longer: streams end. Calls that it let in before are answered, as on their own."""
+        for number in list(self._streams):
+            self._sever(number)
+            self._refuse(number, refusal, at_the_gate=True)
+
+    def _open(
+        self, number: int, refusal: BlazenError | None, answer: Callable[[Any], Coroutine[Any, Any, None]], frame: Any
+    ) -> None:
+        if number <= self._last_id:
+            raise _broken(f"frame {number} does not come after {self._last_id}")
+        self._last_id = number
+        if refusal is not None:
+            self._refuse(number, refusal, at_the_gate=True)
+        elif len(self._frames) >= MAX_OPEN_FRAMES:
+            self._refuse(number, OverloadedError(f"{MAX_OPEN_FRAMES} frames of this lane are open, as many as may be", 1.0))
+        else:
+            self._frames[number] = self._loop.create_task(answer(frame))
+
+    async def _call(self, call: lane_pb2.Call) -> None:
+        number = call.id
+        with self._answering(number, "InvokeSubWorkflow"):
+            metadata = _metadata_of(call, self._client_node_id)
+            if len(call.envelope) > MAX_FRAME_BYTES:
+                raise EncodeError(
+                    f"an envelope of {len(call.envelope)} bytes is over the lane's {MAX_FRAME_BYTES}",
+                    len(call.envelope),
+                    MAX_FRAME_BYTES,
+                )
+            if call.stream:
+                with run_call_span(PEER_SERVICE, "StreamSubWorkflowEvents", self._node_id, self.caller, metadata):
+                    events = self._service.stream(call.envelope, self.caller, metadata)
+                    await self._streamed(number, call.event_credit, events)
+                return
+            envelope = await served_call(self._service.invoke, self._node_id, call.envelope, self.caller, metadata)
+            if self._writer.waiting_bytes > MAX_FRAME_BYTES:
+                await self._writer.room()
+            if len(envelope) > MAX_FRAME_BYTES:
+                self._writer.message.answers.add(id=number, too_large=True)
+                self._writer.note(_FRAME_BYTES)
+            else:
+                self._writer.message.answers.add(id=number, envelope=envelope)
+                self._writer.note(len(envelope) + _FRAME_BYTES)
+
+    async def _attach(self, attach: lane_pb2.Attach) -> None:
+        number = attach.id
+        with self._answering(number, "Attach"):
+            metadata = CallMetadata(invocation_id=attach.invocation_id, client_node_id=self._client_node_id)
+            with run_call_span(CONTROL_SERVICE, "Attach", self._node_id, self.caller, metadata):
+                events = self._service.attach(self.caller, attach.invocation_id, attach.cursor)
+                await self._streamed(number, attach.event_credit, events)
+
+    async def _streamed(self, number: int, credit: int, events: AsyncIterator[SubWorkflowEvent]) -> None:
+        held = self._streams[number] = _Credit()
+        try:
+            held.add(credit)
+            async for event in events:
+                if event.terminal is None:
+                    await held.take()
+                raw = event.encode()
+                await self._writer.room()
+                self._writer.message.events.add(id=number, envelope=raw)
+                self._writer.note(len(raw) + _FRAME_BYTES)
+        finally:
+            del self._streams[number]
+
+    async def _cancel(self, cancel: lane_pb2.Cancel) -> None:
+        number = cancel.id
+        with self._answering(number, "Cancel"):
+            metadata = CallMetadata(invocation_id=cancel.invocation_id, client_node_id=self._client_node_id)
+            with run_call_span(CONTROL_SERVICE, "Cancel", self._node_id, self.caller, metadata):
+                report = await self._service.cancel(self.caller, cancel.invocation_id, cancel.grace_ms / 1000)
+            logger.info("%s cancelled invocation %s: %s", self.caller, cancel.invocation_id, report.outcome)
+            raw = cancel_response(report).SerializeToString()
+            self._writer.message.cancelled.add(id=number, response=raw)
+            self._writer.note(len(raw) + _FRAME_BYTES)
+
+    @contextmanager
+    def _answering(self, number: int, method: str) -> Iterator[None]:
+        """Turn what is raised inside into the frame's answer."""
+        try:
+            yield
+        except BlazenError as error:
+            telemetry.refused(method, error.kind)
+            self._refuse(number, error)
+        except Exception:
+            logger.exception("a defect ended a frame of a lane")
+            self._refuse(number, None)
+        finally:
+            self._frames.pop(number, None)
+
+    def _refuse(self, number: int, error: BlazenError | None, *, at_the_gate: bool = False) -> None:
+        frame = self._writer.message.answers.add(id=number)
+        if error is None:
+            frame.refusal.code, frame.refusal.text = _INTERNAL, "internal error"
+        else:
+            refusal = refusal_of(error)
+            frame.refusal.code, frame.refusal.text = refusal.code.value[0], refusal.text
+            frame.refusal.details = next((value for name, value in refusal.trailing_metadata if name == DETAILS_KEY), b"")
+            frame.refusal.at_the_gate = at_the_gate
+        self._writer.note(frame.ByteSize())
+
+
+class _Credit:
+    """How many events a stream may still send."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._more = asyncio.Event()
+
+    def add(self, events: int) -> None:
+        """Raise ``EncodeError`` for more than a stream may have."""
+        self._left += events
+        if self._left > MAX_CREDIT:
+            raise EncodeError(f"a stream may be told to send {MAX_CREDIT} events ahead, not {self._left}")
+        self._more.set()
+
+    async def take(self) -> None:
+        while self._left <= 0:
+            self._more.clear()
+            await self._more.wait()
+        self._left -= 1
+
+
+def _metadata_of(call: lane_pb2.Call, client_node_id: str | None) -> CallMetadata:
+    """Return what the frame says beside its envelope.
+
+    Raises:
+        EncodeError: It says what metadata could not.
+    """
+    trace = {}
+    if call.traceparent:
+        trace["traceparent"] = call.traceparent
+        if call.tracestate:
+            trace["tracestate"] = call.tracestate
+    return CallMetadata(
+        invocation_id=call.invocation_id or None,
+        client_node_id=client_node_id,
+        timeout_ms=call.timeout_ms if call.HasField("timeout_ms") else None,
+        trace=trace,
+        parent_run_id=call.parent_run_id or None,
+        instance_id=call.instance_id or None,
+        cursor=call.cursor or None,
+        data_class=call.data_class or None,
+    ).checked()
+
+
+def _broken(text: str) -> LaneError:
+    return LaneError(grpc.StatusCode.INVALID_ARGUMENT, text)
