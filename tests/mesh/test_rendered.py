@@ -269,7 +269,7 @@ def test_time_and_repeats(mesh: Mesh, node: str) -> None:
                 taken = re.fullmatch(match["safe_regex"]["regex"], method) if "safe_regex" in match else match["prefix"] == "/"
                 if not taken or "retry_policy" not in action:
                     continue
-                streams = method.rpartition("/")[2] in ("StreamSubWorkflowEvents", "Attach", "DerefChunks", "Watch")
+                streams = method.rpartition("/")[2] in ("StreamSubWorkflowEvents", "Attach", "DerefChunks", "Watch", "Lane")
                 bound = "1440s" if streams else "0s"
                 assert (action["timeout"], action["idle_timeout"]) == ("0s", "0s")
                 assert action["max_stream_duration"] == {"max_stream_duration": bound, "grpc_timeout_header_max": bound}

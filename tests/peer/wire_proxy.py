@@ -12,11 +12,16 @@ __all__ = ["Wire", "wired"]
 
 
 class Wire:
-    """A TCP proxy before a server that a test can cut: all connections at once, as a pulled cable does."""
+    """A TCP proxy before a server that a test can cut: all connections at once, as a pulled cable does.
+
+    While ``passing`` is clear it holds back whatever comes, as a network does that loses all and says nothing.
+    """
 
     def __init__(self, port: int) -> None:
         self.target_port, self.connections, self.refusing, self.address = port, 0, False, ""
         self._writers: set[asyncio.StreamWriter] = set()
+        self.passing = asyncio.Event()
+        self.passing.set()
 
     async def start(self) -> str:
         self.server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -41,7 +46,7 @@ class Wire:
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._writers.add(back_writer)
             try:
-                await asyncio.gather(_pump(reader, back_writer), _pump(back_reader, writer))
+                await asyncio.gather(self._pump(reader, back_writer), self._pump(back_reader, writer))
             finally:
                 self._writers.discard(back_writer)
                 back_writer.transport.abort()
@@ -52,13 +57,14 @@ class Wire:
             writer.transport.abort()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    finally:
-        writer.transport.abort()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                await self.passing.wait()
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.transport.abort()
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from blazen_peer.transport.status import refusal_of
 
 __all__ = ["LANE_METHOD", "LaneServicer", "lane_handlers"]
 
+ABORT_SECS: Final = 5.0
 LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -93,13 +94,17 @@ class LaneServicer:
             await lane.follow(self._welcome())
         except LaneError as error:
             logger.info("a lane of %s ends: %s", who, error)
-            await context.abort(error.code, str(error))
+            broken = error
+        else:
+            return
         finally:
             lane.close()
             self._lanes.discard(lane)
             self._of_callers -= Counter((who,))  # drops who has none left
             if not self._lanes:
                 self._none_open.set()
+        async with asyncio.timeout(ABORT_SECS):  # a status waits behind what the caller does not take
+            await context.abort(broken.code, str(broken))
 
     def _refusal(self, who: str) -> BlazenError | None:
         if self._leaving:

@@ -1,0 +1,227 @@
+"""What goes by a lane and what by itself; that one caller or reader who is slow is in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import grpc
+import pytest
+
+from blazen_peer import CancelOutcome, PeerClient, PeerError, ServerSettings, ValidationError
+from blazen_peer.transport.proto import lane_pb2
+from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
+from tests.peer.conftest import Connect, RawPeers, Serve
+
+Request = lane_pb2.LaneRequest
+
+
+async def test_everything_by_one_lane(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:
+    """Calls, streams, attaching and cancelling share one lane, which the peer counts; nothing else is needed."""
+    server = await serve()
+    client = await connect(server)
+    results = await asyncio.gather(*(client.run_remote_workflow("w", ["echo"], str(n), 20) for n in range(200)))
+    assert [result.result for result in results] == list(range(200))
+    stream = client.stream_remote_workflow("w", ["emit"], "3", 20, invocation_id="one")
+    assert [(await anext(stream)).data["n"] for _ in range(3)] == [0, 1, 2]
+    attached = client.attach("one", cursor=3)
+    assert (await client.cancel("one", grace_secs=5)).outcome is CancelOutcome.STOPPED
+    for events in (stream, attached):
+        with pytest.raises(PeerError.__base__, match="workflow cancelled"):  # type: ignore[arg-type]
+            await anext(events)
+    assert frames == {"invoke": 200, "stream": 1, "attach": 1, "cancel": 1}
+    assert (await client.describe()).lanes.open == 1
+
+
+async def test_never(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:
+    """``lane="never"`` uses none."""
+    server = await serve()
+    client = await connect(server, lane="never")
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    assert frames == {}
+    assert (await client.describe()).lanes.open == 0
+
+
+async def test_always_without(raw_peer: RawPeers, connect: Connect) -> None:
+    """``lane="always"`` says so where the peer has none, before anything is sent; another word for it is refused."""
+
+    async def healthy(message: bytes, context: Any) -> bytes:
+        return b"\x08\x01"
+
+    peer = await raw_peer(greet=healthy)
+    client = await connect(peer.address, lane="always")
+    with pytest.raises(PeerError, match="has no lanes") as caught:
+        await client.run_remote_workflow("w", ["echo"], "1", 20)
+    assert caught.value.kind == "Unsupported"
+    with pytest.raises(ValidationError, match="lane='sometimes' is not one of auto, never, always"):
+        await PeerClient.connect_async(peer.address, "a", lane="sometimes")  # type: ignore[arg-type]
+
+
+async def test_giant_request(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:
+    """A request past the bound goes by itself; one below it by the lane."""
+    client = await connect(await serve(), lane="always")
+    for size, by_lane in ((200_000, 1), (300_000, 1)):
+        text = json.dumps("x" * size)
+        assert len((await client.run_remote_workflow("w", ["echo"], text, 20)).result) == size
+        assert frames["invoke"] == by_lane
+
+
+async def test_answer_too_large(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:
+    """An answer that does not fit a frame is fetched by a call of its own; the run is not repeated."""
+    client = await connect(await serve(), lane="always")
+    assert len((await client.run_remote_workflow("w", ["large"], "1000000", 20)).result) == 1_000_000
+    assert work.begun == {"large": 1}
+    assert frames == {"invoke": 1}
+
+
+async def test_small_messages(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:
+    """Where an end takes messages smaller than a lane's, calls go by themselves."""
+    server = await serve(settings=ServerSettings(max_message_bytes=100_000, lame_duck_secs=0, drain_secs=2))
+    client = await connect(server)
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    assert frames == {}
+
+
+async def test_sampled(serve: Serve, connect: Connect, work: Any, frames: Counter[str], traced: Any) -> None:
+    """A call whose trace is kept goes by itself, so that the sidecars' spans are in it."""
+    client = await connect(await serve())
+    traced()
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    assert frames == {}
+
+
+async def test_left_alone(serve: Serve, connect: Connect, work: Any, severed: asyncio.Event) -> None:
+    """A caller that stops waiting drops its frame: the peer's wait ends, the run goes on, the lane too."""
+    client = await connect(await serve(), lane="always")
+    call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "1", 20, invocation_id="one"))
+    await asyncio.wait_for(work.held.wait(), 10)
+    call.cancel()
+    await asyncio.wait_for(severed.wait(), 10)
+    lane = client._lanes_here().least()
+    assert lane is not None
+    assert lane.in_flight == 0
+    work.release.set()
+    assert (await client.run_remote_workflow("w", ["hold"], "1", 20, invocation_id="one")).result == 1
+    assert work.begun == {"hold": 1}
+
+
+async def test_late(serve: Serve, connect: Connect, work: Any) -> None:
+    """A call on a lane ends at its own deadline, and the lane goes on."""
+    client = await connect(await serve(), lane="always")
+    with pytest.raises(Exception, match="timed out after 0.2s"):
+        await client.run_remote_workflow("w", ["hold"], "1", 0.2)
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    work.release.set()
+
+
+async def test_credits(serve: Serve, raw_lane: Any, envelope: Any, work: Any) -> None:
+    """A stream gets as many events as were asked for and not one more; how it ended costs no credit."""
+    lane = await raw_lane(await serve())
+    await lane.send(Request(calls=[lane_pb2.Call(id=1, envelope=envelope("emit", 5), stream=True, event_credit=2)]))
+    seen: list[SubWorkflowEvent] = []
+
+    async def read(count: int) -> None:
+        while len(seen) < count:
+            seen.extend(SubWorkflowEvent.decode(event.envelope) for event in (await lane.read()).events)
+        assert len(seen) == count
+
+    await read(2)
+    await asyncio.wait_for(work.held.wait(), 10)
+    await lane.send(Request(calls=[lane_pb2.Call(id=2, envelope=envelope("echo"))]))
+    assert [answer.id for answer in (await lane.read()).answers] == [2]  # and no event before it
+    await lane.send(Request(credits=[lane_pb2.Credit(id=1, events=3)]))
+    await read(5)
+    work.release.set()
+    await read(6)
+    assert seen[-1].terminal is not None
+    assert [event.sequence for event in seen] == [1, 2, 3, 4, 5, 5]
+
+
+async def test_reader_that_stops(serve: Serve, connect: Connect, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any) -> None:
+    """Who takes no answers soon gives no more work, keeps nobody else waiting, and loses its lane after a while."""
+    monkeypatch.setattr("blazen_peer.transport.lane_writer.WRITE_SECS", 1.0)
+    server = await serve()
+    lane = await raw_lane(server)
+    client = await connect(server, lane="always")
+    call = lane_pb2.Call(envelope=envelope("large", 200_000))
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        while True:
+            sent += 1
+            call.id = sent
+            await lane.send(Request(calls=[call]))
+
+    flooding = asyncio.create_task(flood())
+    for n in range(50):
+        assert (await asyncio.wait_for(client.run_remote_workflow("w", ["echo"], str(n), 20), 20)).result == n
+    async with asyncio.timeout(30):
+        while (await client.describe()).lanes.open > 1:
+            await asyncio.sleep(0.05)
+    assert work.begun["large"] < 400  # of the answers, 200 kB each, the transports take some, and 8 MiB wait
+    flooding.cancel()
+    await asyncio.gather(flooding, return_exceptions=True)
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+
+
+async def test_slow_stream(serve: Serve, connect: Connect, work: Any) -> None:
+    """A stream of ours that nobody reads holds up neither its own lane's calls nor its run."""
+    client = await connect(await serve(), lane="always")
+    stream = client.stream_remote_workflow("w", ["emit"], "2000", 60)
+    await anext(stream)
+    await asyncio.wait_for(work.held.wait(), 20)
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    work.release.set()
+    events = [event async for event in stream]
+    assert events[-1].data == "done"
+    assert sum(1 if event.event_type == "demo::Number" else 0 for event in events) > 0
+
+
+async def test_drain(serve: Serve, connect: Connect, work: Any) -> None:
+    """A draining peer opens no lanes, answers what is in flight on those it has, and ends them."""
+    server = await serve(settings=ServerSettings(lame_duck_secs=0.5, drain_secs=10))
+    client = await connect(server)
+    call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "1", 60))
+    await asyncio.wait_for(work.held.wait(), 10)
+    lane = client._lanes_here().least()
+    assert lane is not None
+    draining = asyncio.create_task(server.drain())
+    async with asyncio.timeout(10):
+        while not lane.retired:
+            await asyncio.sleep(0.005)
+    assert (await client.run_remote_workflow("w", ["echo"], "2", 20)).result == 2  # the lame duck still takes calls
+    work.release.set()
+    assert (await call).result == 1
+    await asyncio.wait_for(draining, 10)
+    assert lane.ended is not None
+
+
+async def test_too_many_frames(serve: Serve, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any) -> None:
+    """Frames beyond what may be open are refused one by one, typed, and the lane goes on."""
+    monkeypatch.setattr("blazen_peer.transport.served_lane.MAX_OPEN_FRAMES", 3)
+    lane = await raw_lane(await serve())
+    await lane.send(Request(calls=[lane_pb2.Call(id=n, envelope=envelope("hold", n)) for n in range(1, 6)]))
+    refused = (await lane.read()).answers
+    assert [(answer.id, answer.refusal.code) for answer in refused] == [(4, 8), (5, 8)]  # RESOURCE_EXHAUSTED
+    work.release.set()
+    done: list[int] = []
+    while len(done) < 3:
+        for answer in (await lane.read()).answers:
+            assert SubWorkflowResponse.decode(answer.envelope).error is None
+            done.append(answer.id)
+    assert sorted(done) == [1, 2, 3]
+
+
+async def test_too_many_lanes(serve: Serve, raw_lane: Any, connect: Connect, work: Any, monkeypatch: Any) -> None:
+    """Lanes beyond what one caller may have are refused, typed; its calls then go by themselves."""
+    monkeypatch.setattr("blazen_peer.transport.lane_servicer.MAX_LANES_OF_ONE", 2)
+    server = await serve()
+    kept = [await raw_lane(server) for _ in range(2)]
+    lane = await raw_lane(server, hello=False)
+    assert await lane.ended() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    client = await connect(server)
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    assert (await client.describe()).lanes.open == len(kept)
