@@ -20,7 +20,7 @@ from blazen_peer.port_class import PortClass
 from blazen_peer.ref_calls import RefCalls
 from blazen_peer.remote_stream import result_of
 from blazen_peer.requests import bounded_secs
-from blazen_peer.run_calls import RunCalls, check_retries, time_of_child, until_run_ends
+from blazen_peer.run_calls import RunCalls, check_invocation_id, check_retries, time_of_child, until_run_ends
 from blazen_peer.runtime.context import current_run
 from blazen_peer.runtime.result import WorkflowResult
 from blazen_peer.transport.channels import Channels, run_in_background
@@ -170,6 +170,8 @@ class PeerClient(RefCalls, RunCalls):
         if parent is not None:
             timeout_secs = time_of_child(parent, timeout_secs)
         check_retries(retries)
+        if invocation_id is not None:
+            check_invocation_id(invocation_id)
         request = self._request(workflow_name, step_ids, input_json, timeout_secs)
         with telemetry.call_span(PEER_SERVICE, "InvokeSubWorkflow") as span:
             data_class = self._port.of_call(parent)

@@ -14,7 +14,7 @@ PROTO = Path("blazen_peer") / "transport" / "proto"
 def test_regenerating_changes_nothing(root: Path, tmp_path: Path) -> None:
     """protoc gives exactly the files that are there, as ``make proto`` calls it."""
     sources = sorted(str(path.relative_to(root)) for path in (root / "service" / PROTO).glob("*.proto"))
-    assert len(sources) == 2
+    assert len(sources) == 3
     subprocess.run(
         [
             sys.executable,

@@ -79,8 +79,10 @@ KINDS = {
     "InvocationNotFoundError": "InvocationNotFound",
 }
 SIGNATURES = {
-    "PeerClient.connect": "address client_node_id *token *timeout_secs *max_message_bytes *tls *data_class *peers_file",
-    "PeerClient.connect_async": "address client_node_id *token *timeout_secs *max_message_bytes *tls *data_class *peers_file",
+    "PeerClient.connect": "address client_node_id *token *timeout_secs *max_message_bytes *tls *data_class *peers_file *lane",
+    "PeerClient.connect_async": (
+        "address client_node_id *token *timeout_secs *max_message_bytes *tls *data_class *peers_file *lane"
+    ),
     "load_client_tls": "cert key ca *server_name",
     "load_server_tls": "cert key ca",
     "PeerClient.run_remote_workflow": "self workflow_name step_ids input_json timeout_secs *invocation_id *retries",

@@ -241,9 +241,9 @@ async def test_answer_lost_on_the_way(serve: Serve, connect: Connect, work: Work
 
 
 async def test_not_unless_asked(serve: Serve, connect: Connect, work: Work, wire: Wires) -> None:
-    """Without ``retries`` a broken connection ends the call with an error that says that it may have run."""
+    """Without ``retries`` or a lane a broken connection ends the call with an error that says that it may have run."""
     cut = await wire(await serve())
-    client = await connect(cut.address)
+    client = await connect(cut.address, lane="never")
     call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "7", 30))
     await until(lambda: work.begun["hold"])
     cut.cut()
@@ -256,7 +256,7 @@ async def test_not_unless_asked(serve: Serve, connect: Connect, work: Work, wire
 async def test_no_more_often_than_asked(serve: Serve, connect: Connect, work: Work, wire: Wires) -> None:
     """When the peer stays away, the call ends after its retries, and says that an earlier attempt may have run."""
     cut = await wire(await serve())
-    client = await connect(cut.address)
+    client = await connect(cut.address, lane="never")
     call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "7", 30, retries=2))
     await until(lambda: work.begun["hold"])
     cut.refusing = True

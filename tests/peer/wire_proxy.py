@@ -56,7 +56,6 @@ class Wire:
             self._writers.discard(writer)
             writer.transport.abort()
 
-
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):

@@ -66,9 +66,11 @@ class Peers:
 
         Args:
             node_id: Names the caller.
-            options: As for ``PeerClient.connect_async``; ``token=`` gives another token.
+            options: As for ``PeerClient.connect_async``; ``token=`` gives another token. ``lane`` is "never" where it is not
+                given: the faults of a link are for calls, and one call by a lane is none of its own.
         """
-        client = await PeerClient.connect_async(self.link.address, node_id, **{"token": self.token, **options})
+        options = {"token": self.token, "lane": "never", **options}
+        client = await PeerClient.connect_async(self.link.address, node_id, **options)
         self._clients.append(client)
         return client
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeAlias
 
@@ -49,7 +50,7 @@ class Lane:
         self._writing: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._farewell: asyncio.Task[None] | None = None
-        self._heard = self._loop.time()
+        self._heard = time.monotonic()  # of the machine's time: a test may take the loop's over
         self._silence: asyncio.TimerHandle | None = None
         self.headers: tuple[tuple[str, str | bytes], ...] = ()
         self.instance_id, self.max_frame_bytes, self.max_open_frames = "", 0, 0
@@ -217,7 +218,7 @@ class Lane:
             raw = await self._call.read()
             if raw is grpc.aio.EOF:
                 return
-            self._heard = self._loop.time()
+            self._heard = time.monotonic()
             self._take(_parsed(raw))
             self._close_if_done()
 
@@ -277,7 +278,7 @@ class Lane:
             self._call.cancel()  # does nothing to a call that is over
 
     def _check_silence(self) -> None:
-        left_secs = self._heard + SILENCE_SECS - self._loop.time()
+        left_secs = self._heard + SILENCE_SECS - time.monotonic()
         if left_secs > 0:
             self._silence = self._loop.call_later(left_secs, self._check_silence)
         else:

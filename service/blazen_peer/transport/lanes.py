@@ -181,18 +181,18 @@ class Lanes:
             except (UnauthenticatedError, PermissionDeniedError):
                 raise
             except PeerError as failure:
-                raise LaneBrokenError(f"{error}; {failure}", may_have_run=may_have_run) from None
+                raise TransportError(f"{error}; {failure}", may_have_run=may_have_run) from None
             else:
                 if instance_id is None or lane.instance_id == instance_id:
                     return lane
-                raise LaneBrokenError(
+                raise TransportError(
                     f"{error}; another process answers now, and whether the call ran before that cannot be known"
                 ) from None
             if self._loop.time() + delay_secs >= until:
-                raise LaneBrokenError(f"{error}; {why}", may_have_run=may_have_run) from None
+                raise TransportError(f"{error}; {why}", may_have_run=may_have_run) from None
             await asyncio.sleep(delay_secs * (0.5 + random.random() / 2))  # noqa: S311 - it spreads, it guards nothing
             delay_secs = min(2 * delay_secs, MAX_DELAY_SECS)
-        raise LaneBrokenError("the client was closed while it waited for the answer", may_have_run=may_have_run)
+        raise TransportError("the client was closed while it waited for the answer", may_have_run=may_have_run)
 
     def retire(self) -> None:
         """Open no more lanes; each ends when what is open on it does."""

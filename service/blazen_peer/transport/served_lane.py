@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeAlias
@@ -42,6 +43,7 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 
 _FRAME_BYTES: Final = 16  # about what a frame takes around its envelope
+_MOMENT_SECS: Final = 0.05
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 logger = logging.getLogger(__name__)
@@ -91,11 +93,17 @@ class ServedLane:
         self._last_id = 0
         self._client_node_id: str | None = None
         self._closing = asyncio.Event()
+        self._heard = time.monotonic()  # of the machine's time: a test may take the loop's over
+        self._silent = asyncio.Event()
         self._writer: LaneWriter[lane_pb2.LaneResponse] = LaneWriter(context.write, lane_pb2.LaneResponse, self._loop)
 
     async def hello(self) -> None:
         """Take how the caller opens the lane."""
-        message = await self._read(HELLO_SECS)
+        try:
+            async with asyncio.timeout(HELLO_SECS):
+                message = await self._read()
+        except TimeoutError:
+            raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {HELLO_SECS:g} s") from None
         if message is None or not message.HasField("hello") or message.hello.version != LANE_VERSION:
             raise _broken(f"a lane begins with a hello of version {LANE_VERSION}")
         if node_id := message.hello.client_node_id:
@@ -111,9 +119,13 @@ class ServedLane:
         writing = self._loop.create_task(self._writer.run())
         reading = self._loop.create_task(self._take_all())
         closing = self._loop.create_task(self._closing.wait())
-        tasks = (writing, reading, closing)
+        silent = self._loop.create_task(self._silent.wait())
+        tasks = (writing, reading, closing, silent)
+        self._check_silence()
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if silent.done():
+                raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing was heard for {SILENCE_SECS:g} s")
             if not writing.done():
                 if reading.done():
                     reading.result()
@@ -123,6 +135,7 @@ class ServedLane:
         except (TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise LaneError(grpc.StatusCode.UNAVAILABLE, f"the caller takes no answers: {type(error).__name__}") from None
         finally:
+            self._watch.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -161,16 +174,20 @@ class ServedLane:
             task.cancel()
 
     async def _take_all(self) -> None:
-        while (message := await self._read(SILENCE_SECS)) is not None:
+        while (message := await self._read()) is not None:
+            self._heard = time.monotonic()
             self._take(message)
             await self._writer.room()
+            self._heard = time.monotonic()
 
-    async def _read(self, within_secs: float) -> lane_pb2.LaneRequest | None:
-        try:
-            async with asyncio.timeout(within_secs):
-                raw = await self._context.read()
-        except TimeoutError:
-            raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing was heard for {within_secs:g} s") from None
+    def _check_silence(self) -> None:
+        left_secs = self._heard + SILENCE_SECS - time.monotonic()
+        if left_secs <= 0:
+            self._silent.set()
+        self._watch = self._loop.call_later(max(left_secs, _MOMENT_SECS), self._check_silence)
+
+    async def _read(self) -> lane_pb2.LaneRequest | None:
+        raw = await self._context.read()
         if raw is grpc.aio.EOF:
             return None
         if len(raw) > MAX_MESSAGE_BYTES:

@@ -28,7 +28,17 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
     outcome = command("describe", a_peer().address, "--json")
     assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
     said = json.loads(outcome.out)
-    assert list(said) == ["node_id", "version", "envelope_version", "instance_id", "limits", "steps", "workflows", "policy"]
+    assert list(said) == [
+        "node_id",
+        "version",
+        "envelope_version",
+        "instance_id",
+        "limits",
+        "lanes",
+        "steps",
+        "workflows",
+        "policy",
+    ]
     assert (said["node_id"], said["envelope_version"]) == ("node-b", 1)
     assert said["limits"] == {
         "max_message_bytes": 64 * 1024 * 1024,

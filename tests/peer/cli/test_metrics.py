@@ -119,7 +119,7 @@ def test_metrics_of_a_peer(collector: tuple[Collector, dict[str, str]], start_pe
         metrics.wait_for("blazen.steps", 3, blazen__step__id="app::echo", blazen__outcome="ok")
         metrics.wait_for("blazen.step.duration", 1, blazen__step__id="app::boom", blazen__outcome="failed")
         metrics.wait_for("blazen.refusals", 1, rpc__method="InvokeSubWorkflow", blazen__refusal="UnknownStep")
-        metrics.wait_for("blazen.refusals", 1, rpc__method="InvokeSubWorkflow", blazen__refusal="UNAUTHENTICATED")
+        metrics.wait_for("blazen.refusals", 1, rpc__method="Lane", blazen__refusal="UNAUTHENTICATED")
         metrics.wait_for("blazen.runs.active", 0)
         metrics.wait_for("blazen.runs.queued", 0)
     assert CANARY.encode() not in metrics.raw

@@ -244,7 +244,7 @@ def test_token_file_is_read_again(serve: Start, app_dir: Path) -> None:
     (app_dir / "new").write_text("c" * 40)
     (app_dir / "new").replace(app_dir / "token")
     assert [accepted(token) for token in "abc"] == [False, True, True]
-    assert "refused /blazen.peer.v1.BlazenPeer/InvokeSubWorkflow with UNAUTHENTICATED: " in peer.log
+    assert "refused /blazen_peer.control.v1.PeerControl/Lane with UNAUTHENTICATED: " in peer.log
     assert not any(token * 40 in peer.log for token in "abc")
 
 

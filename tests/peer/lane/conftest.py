@@ -18,8 +18,16 @@ from blazen_peer.transport.lane import Lane
 from blazen_peer.transport.lane_servicer import LANE_METHOD
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.wire import SubWorkflowRequest
+from tests.peer.policy.conftest import guarded, proof_file, refusals  # noqa: F401 - fixtures
 
 RawLanes = Callable[..., Awaitable["RawLane"]]
+
+
+async def soon(condition: Callable[[], object], secs: float = 20) -> None:
+    """Wait until *condition* is so."""
+    async with asyncio.timeout(secs):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.005)
 
 
 class Work:
@@ -105,9 +113,7 @@ def raw_lane(stack: AsyncExitStack) -> RawLanes:
     async def start(server: PeerServer | str, *, hello: bool = True, **metadata: str) -> RawLane:
         address = server if isinstance(server, str) else server.address
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
-        channel = await stack.enter_async_context(
-            grpc.aio.insecure_channel(address.removeprefix("http://"), options=options)
-        )
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address.removeprefix("http://"), options=options))
         lane = RawLane(channel.stream_stream(LANE_METHOD)(metadata=tuple(metadata.items())))
         if hello:
             await lane.send(lane_pb2.LaneRequest(hello=lane_pb2.Hello(version=1, client_node_id="raw")))

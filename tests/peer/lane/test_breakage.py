@@ -12,14 +12,9 @@ import pytest
 
 from blazen_peer import TransportError
 from tests.peer.conftest import Connect, Serve, Wires
+from tests.peer.lane.conftest import soon
 
 HOLD = ("w", ["hold"], "1", 60)
-
-
-async def soon(condition: Any, secs: float = 20) -> None:
-    async with asyncio.timeout(secs):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -129,9 +124,7 @@ async def test_never_written(serve: Serve, connect: Connect, wire: Wires, work: 
     assert all(isinstance(outcome, TransportError) and outcome.may_have_run for outcome in outcomes)  # nobody can know
 
 
-async def test_silence(
-    serve: Serve, connect: Connect, wire: Wires, work: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silence(serve: Serve, connect: Connect, wire: Wires, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer of whom nothing is heard is found dead in the stated time, though the connection stands."""
     monkeypatch.setattr("blazen_peer.transport.lane_writer.HEARTBEAT_SECS", 0.1)
     monkeypatch.setattr("blazen_peer.transport.lane.SILENCE_SECS", 0.5)

@@ -14,6 +14,7 @@ from blazen_peer import CancelOutcome, PeerClient, PeerError, ServerSettings, Va
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from tests.peer.conftest import Connect, RawPeers, Serve
+from tests.peer.lane.conftest import soon
 
 Request = lane_pb2.LaneRequest
 
@@ -110,7 +111,7 @@ async def test_left_alone(serve: Serve, connect: Connect, work: Any, severed: as
 async def test_late(serve: Serve, connect: Connect, work: Any) -> None:
     """A call on a lane ends at its own deadline, and the lane goes on."""
     client = await connect(await serve(), lane="always")
-    with pytest.raises(Exception, match="timed out after 0.2s"):
+    with pytest.raises(Exception, match=r"timed out after 0\.2s"):
         await client.run_remote_workflow("w", ["hold"], "1", 0.2)
     assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
     work.release.set()
@@ -139,7 +140,9 @@ async def test_credits(serve: Serve, raw_lane: Any, envelope: Any, work: Any) ->
     assert [event.sequence for event in seen] == [1, 2, 3, 4, 5, 5]
 
 
-async def test_reader_that_stops(serve: Serve, connect: Connect, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any) -> None:
+async def test_reader_that_stops(
+    serve: Serve, connect: Connect, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any
+) -> None:
     """Who takes no answers soon gives no more work, keeps nobody else waiting, and loses its lane after a while."""
     monkeypatch.setattr("blazen_peer.transport.lane_writer.WRITE_SECS", 1.0)
     server = await serve()
@@ -158,9 +161,7 @@ async def test_reader_that_stops(serve: Serve, connect: Connect, raw_lane: Any, 
     flooding = asyncio.create_task(flood())
     for n in range(50):
         assert (await asyncio.wait_for(client.run_remote_workflow("w", ["echo"], str(n), 20), 20)).result == n
-    async with asyncio.timeout(30):
-        while (await client.describe()).lanes.open > 1:
-            await asyncio.sleep(0.05)
+    await soon(lambda: len(server._lanes._lanes) == 1, 30)
     assert work.begun["large"] < 400  # of the answers, 200 kB each, the transports take some, and 8 MiB wait
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
@@ -189,9 +190,7 @@ async def test_drain(serve: Serve, connect: Connect, work: Any) -> None:
     lane = client._lanes_here().least()
     assert lane is not None
     draining = asyncio.create_task(server.drain())
-    async with asyncio.timeout(10):
-        while not lane.retired:
-            await asyncio.sleep(0.005)
+    await soon(lambda: lane.retired)
     assert (await client.run_remote_workflow("w", ["echo"], "2", 20)).result == 2  # the lame duck still takes calls
     work.release.set()
     assert (await call).result == 1

@@ -15,7 +15,7 @@ from blazen_peer.transport.lane_limits import MAX_CREDIT, MAX_FRAME_BYTES, MAX_F
 from blazen_peer.transport.lane_servicer import LANE_METHOD
 from blazen_peer.transport.proto import lane_pb2
 from tests.peer.conftest import Connect, Serve
-from tests.peer.lane.conftest import RawLane
+from tests.peer.lane.conftest import RawLane, soon
 
 Request = lane_pb2.LaneRequest
 Call = lane_pb2.Call
@@ -81,7 +81,9 @@ ANSWERED = [
     pytest.param(Call(id=1, envelope=b"x", parent_run_id="\n"), 3, id="parent-run-id"),
     pytest.param(Call(id=1, envelope=b"x", data_class="x" * 200), 3, id="data-class"),
     pytest.param(Call(id=1, envelope=b"x", instance_id="another"), 14, id="another-process"),
-    pytest.param(Call(id=1, envelope=b"x", timeout_ms=2**64 - 1, cursor=2**64 - 1, traceparent="x", tracestate="y"), 9, id="all"),
+    pytest.param(
+        Call(id=1, envelope=b"x", timeout_ms=2**64 - 1, cursor=2**64 - 1, traceparent="x", tracestate="y"), 9, id="all"
+    ),
 ]
 
 
@@ -129,9 +131,7 @@ async def test_dropped_in_the_same_breath(serve: Serve, raw_lane: Any, envelope:
     while 99 not in [answer.id for answer in (await lane.read()).answers]:
         pass
     [served] = server._lanes._lanes
-    async with asyncio.timeout(10):
-        while served._frames:
-            await asyncio.sleep(0.01)
+    await soon(lambda: not served._frames)
     work.release.set()
 
 
@@ -154,7 +154,12 @@ def garbage(chance: random.Random, number: int, sound: bytes) -> lane_pb2.LaneRe
             return Request(ping=True).SerializeToString() + b"\xa2\x1f\x05hello"
         case _ if chance.random() < 0.25:
             return chance.choice(
-                [chance.randbytes(20), Request(calls=[Call(id=1)] * 2), b"\x12\xff\x01", Request(hello=lane_pb2.Hello(version=1))]
+                [
+                    chance.randbytes(20),
+                    Request(calls=[Call(id=1)] * 2),
+                    b"\x12\xff\x01",
+                    Request(hello=lane_pb2.Hello(version=1)),
+                ]
             )
     return Request(calls=[Call(id=number, envelope=sound, invocation_id=chance.randbytes(3).hex() * 30)])
 

@@ -17,7 +17,6 @@ from blazen_peer.auth.tokens import TokenKeys, mint
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.wire import SubWorkflowResponse
 from tests.peer.conftest import Connect, Serve
-from tests.peer.policy.conftest import guarded, proof_file, refusals  # noqa: F401 - fixtures
 from tests.peer.policy.guarded import flow, policy_of
 
 Request = lane_pb2.LaneRequest
@@ -77,7 +76,9 @@ async def test_streams_end_with_the_token(serve: Serve, raw_lane: Any, envelope:
     work.release.set()
 
 
-async def test_client_keeps_its_lane(serve: Serve, connect: Connect, work: Any, skew: list[float], frames: Counter[str]) -> None:
+async def test_client_keeps_its_lane(
+    serve: Serve, connect: Connect, work: Any, skew: list[float], frames: Counter[str]
+) -> None:
     """Our client sends the next token along in time: neither its calls nor its streams notice."""
     client = await connect(await serve(token=TOKEN), token=TOKEN, lane="always")
     stream = client.stream_remote_workflow("w", ["emit"], "1", 300)
@@ -91,9 +92,7 @@ async def test_client_keeps_its_lane(serve: Serve, connect: Connect, work: Any, 
     assert (await client.describe()).lanes.open == 1
 
 
-async def test_rotation(
-    serve: Serve, connect: Connect, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rotation(serve: Serve, connect: Connect, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the shared token is rotated on both ends, calls on an open lane go on; with the old one alone they do not."""
     monkeypatch.setattr("blazen_peer.credentials.RECHECK_SECS", 0.0, raising=False)
     file = tmp_path / "token"
