@@ -224,7 +224,8 @@ async def test_our_certificate(
     finding = only_problem(report)
     assert said(finding) == ("tls", cause)
     assert reason in finding.detail if both else "its log has the reason" in finding.detail
-    assert cause in [one.cause for one in report.problems if one.subject == "intake"]
+    own = [one.cause for one in report.problems if one.subject == "intake" and one.check == "identity"]
+    assert own == [cause.replace("caller-", "certificate-")]
 
 
 async def test_unknown_name(start_pair: Any, examine: Any, certificates: Authority) -> None:
