@@ -55,6 +55,7 @@ def call_log(
             "request_id": "%REQ(X-REQUEST-ID)%",
             "trace_id": "%TRACE_ID%",
             "upstream": "%UPSTREAM_HOST%",
+            "upstream_local": "%UPSTREAM_LOCAL_ADDRESS%",  # as the other end logs where a connection came from
             "upstream_attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
             "upstream_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
             "upstream_tls_version": "%UPSTREAM_TLS_VERSION%",

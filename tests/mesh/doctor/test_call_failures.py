@@ -170,6 +170,8 @@ async def test_hidden_reason_is_joined(start_pair: Any, examine: Any, certificat
     await sidecar.wait_ready(WAIT_SECS)
     report = await examine(mesh)
     assert report.problems == ()
+    refused = {entry["from_address"] for entry in mesh.log("analyst", log="connection") if entry["failure"]}
+    assert refused & {entry["upstream_local"] for entry in mesh.log("intake", log="call")}
     (finding,) = [finding for finding in report.findings if finding.state == "warning"]
     assert said(finding) == ("log", "caller-expired")
     assert finding.subject == HOP
