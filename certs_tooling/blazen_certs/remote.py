@@ -42,6 +42,7 @@ __all__ = ["Granted", "RemoteService", "ServiceAddress", "TrustFiles", "fetch_ro
 
 CONNECT_SECS = 3.0
 ANSWER_SECS = 15.0
+NEWS_SECS = 5.0  # on top of the wait for them: a connection that died in silence is noticed this late
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 
 
@@ -153,7 +154,7 @@ class RemoteService:
         Raises:
             ServiceError, OSError: As ``renew``.
         """
-        body = await self._ask("/v1/trust", {"known": known, "wait_secs": wait_secs}, ANSWER_SECS + wait_secs)
+        body = await self._ask("/v1/trust", {"known": known, "wait_secs": wait_secs}, wait_secs + NEWS_SECS)
         return None if body.get("version") == known and not body.get("renew") else _trust(body)
 
     async def _ask(self, path: str, body: dict[str, Any], secs: float = ANSWER_SECS) -> dict[str, Any]:

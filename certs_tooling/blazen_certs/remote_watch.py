@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteWatch"]
 
-WAIT_SECS = 10.0  # for news; a connection that died in silence is noticed this late, and the margin of an answer later
+WAIT_SECS = 10.0  # for news
 FIRST_RETRY_SECS, LAST_RETRY_SECS = 0.25, 5.0
 REFUSED_RETRY_SECS = 10.0
 _JITTER = 0.1
