@@ -119,6 +119,7 @@ class StandInPeer:
     calls: list[Call] = field(default_factory=list)
     health: Any = field(default_factory=HealthServicer)
     answer_metadata: tuple[tuple[str, str], ...] = ()
+    refuses: grpc.StatusCode | None = None
     server: Any = None
 
     async def start(self, address: str) -> None:
@@ -142,6 +143,8 @@ class StandInPeer:
         if self.answer_metadata:
             await context.send_initial_metadata(self.answer_metadata)
             context.set_trailing_metadata(self.answer_metadata)
+        if self.refuses:
+            await context.abort(self.refuses, "the test says so")
         return await self.answer(request)
 
     async def _stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:

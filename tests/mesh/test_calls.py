@@ -22,19 +22,6 @@ async def test_call_passes_with_identity_and_proof(mesh: Any) -> None:
     assert call.values("x-blazen-sidecar-proof") == [mesh.proof_file("analyst").read_text()]
 
 
-async def test_both_hops_log_the_call_and_no_token(mesh: Any) -> None:
-    """Each sidecar writes one line for a call: the method, gRPC status, TLS version and both names; never the token."""
-    await mesh.call("intake", "analyst", metadata=[("authorization", "Bearer canary-5f1d"), ("x-request-id", "req-1")])
-    (out,) = await mesh.wait_log("intake", log="call")
-    (into,) = await mesh.wait_log("analyst", log="call")
-    assert out["upstream_uri"] == "spiffe://mesh.test/peer/analyst"
-    assert into["peer_uri"] == "spiffe://mesh.test/peer/intake"
-    assert (out["upstream_tls_version"], into["tls_version"]) == ("TLSv1.3", "TLSv1.3")
-    assert (out["grpc_status"], into["grpc_status"]) == ("OK", "OK")
-    assert (out["request_id"], into["request_id"]) == ("req-1", "req-1")
-    assert "canary-5f1d" not in "".join(mesh.lines["intake"] + mesh.lines["analyst"])
-
-
 async def test_large_message_streams_through(mesh: Any) -> None:
     """64 MiB pass both ways, though a sidecar holds 1 MiB at most."""
     payload = bytes(64 * 1024 * 1024)
