@@ -77,7 +77,8 @@ class Running:
 
     def demo(self, document: str, *, secs: float = COMMAND_SECS, check: bool = True) -> Any:
         """Run the demo on *document*; return what ``--json`` prints, or the finished process where it may fail."""
-        done = self.run("run", "--rm", "-T", "demo", "--json", "-", given=document, secs=secs, check=check)
+        # What a test has killed must stay dead: the services it depends on are not started for it.
+        done = self.run("run", "--rm", "-T", "--no-deps", "demo", "--json", "-", given=document, secs=secs, check=check)
         return json.loads(done.stdout) if check else done
 
     def python(self, service: str, program: str, *, check: bool = True) -> str:

@@ -124,7 +124,7 @@ def test_no_way_out_of_a_region(mesh: Any) -> None:
         assert "unreachable" in lost.stderr or "TimeoutError" in lost.stderr, lost.stderr
 
 
-def test_no_certificate(mesh: Any) -> None:
+def test_no_certificate(mesh: Any, eventually: Eventually) -> None:
     """Whoever has no certificate of the mesh is refused in the handshake, and the sidecar says why."""
     program = (
         "import socket, ssl; c = ssl._create_unverified_context(); c.set_alpn_protocols(['h2'])\n"
@@ -133,7 +133,7 @@ def test_no_certificate(mesh: Any) -> None:
         "except OSError as error: print('refused', error)"
     )
     assert mesh.beside("eu", program).stdout.startswith("refused")
-    assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in mesh.run("logs", "--no-color", "analyst-sidecar").stdout
+    eventually(lambda: "PEER_DID_NOT_RETURN_A_CERTIFICATE" in mesh.run("logs", "--no-color", "analyst-sidecar").stdout)
 
 
 CALL = """
