@@ -108,7 +108,8 @@ def _token(given: Path | None, environment: Mapping[str, str], files: Mapping[st
 
 
 def _show(out: Console, report: Report) -> None:
-    table = Table("", "where", "what", "found", box=None, pad_edge=False, header_style="bold")
+    table = Table("", "where", "what", box=None, pad_edge=False, header_style="bold")
+    table.add_column("found", overflow="fold")
     before = None
     for finding in report.findings:
         found = Text(finding.detail)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["ALERTS", "CAUSES", "VERIFY_CODES", "Cause", "cause_of_failure_text"]
+__all__ = ["ALERTS", "CAUSES", "VERIFY_CODES", "Cause", "cause_of_failure_text", "readable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,7 @@ class Cause:
     fix: str
 
 
-_ISSUE = (
-    "issue it anew: blazen-certs issue {0} where the authority is, or blazen-certs code {0} there and blazen-certs join here"
-)
+_ISSUE = "issue it anew: blazen-certs issue {0} where the authority is, or blazen-certs code {0} there and join on {0}"
 _LIST = "sign it anew where the authority is: blazen-certs crl --force; on {0}, see to `blazen-certs watch`"
 _ISSUE_NODE, _ISSUE_CALLER, _ISSUE_CALLEE = (_ISSUE.replace("{0}", name) for name in ("{node}", "{caller}", "{callee}"))
 _CRL_NODE, _CRL_CALLER, _CRL_CALLEE = (_LIST.replace("{0}", name) for name in ("{node}", "{caller}", "{callee}"))
@@ -284,3 +282,8 @@ def cause_of_failure_text(text: str) -> str | None:
     """
     joined = text.replace(" ", "_")
     return next((what for pattern, what in _TEXTS if re.search(pattern, joined)), None)
+
+
+def readable(text: str) -> str:
+    """Return Envoy's *text* of a failed handshake for people: blanks for its underscores, and without its library's numbers."""
+    return re.sub(r"\|[0-9]+:[^:|]*:OPENSSL internal:|:?TLS error( end)?:?", "", text.replace("_", " ")).strip()

@@ -87,8 +87,10 @@ async def examine(visit: Visit) -> Report:
         if any(one.check == "call" and one.state == "fine" for one in found)
     }
     findings += _ended(visit)
-    findings += _told(past.seen(visit.now() - visit.since), sound, visit.now())
-    return Report(tuple(findings))
+    known = {(finding.subject, finding.cause) for finding in findings}
+    told = _told(past.seen(visit.now() - visit.since), sound, visit.now())
+    # What the walk has just met itself need not be told of the past as well.
+    return Report((*findings, *(finding for finding in told if (finding.subject, finding.cause) not in known)))
 
 
 async def _examine_node(visit: Visit, probing: Probing, node: str) -> tuple[list[Finding], Identity | None]:

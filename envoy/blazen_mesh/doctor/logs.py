@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from blazen_mesh.doctor.causes import cause_of_failure_text
+from blazen_mesh.doctor.causes import cause_of_failure_text, readable
 from blazen_mesh.doctor.hops import Hop
 from blazen_mesh.mesh import Mesh
 
@@ -186,7 +186,7 @@ class Logs:
         if timed := _timed_out(entry):
             return timed
         if failure or "UF" in flags:
-            return cause_at_caller(f"{failure} {details}"), failure or details
+            return cause_at_caller(f"{failure} {details}"), readable(failure) or details
         if "UC" in flags or "connection_termination" in details:
             return self._hidden(entry, hop, told)
         other = self._ingress.get((hop.callee, entry.text("request_id")))
@@ -206,7 +206,7 @@ class Logs:
             if same and self._caller(other) in (hop.caller, other.text("from_address")):
                 told[id(other)] = None
                 cause = cause_at_callee(other.text("failure"))
-                return cause, other.text("failure")
+                return cause, readable(other.text("failure"))
         if hop.callee in self.nodes:
             return "peer-died", f"{entry.text('details')}, and nothing in the log of {hop.callee}'s sidecar"
         return "caller-refused", entry.text("details")
@@ -215,7 +215,8 @@ class Logs:
         """Return the cause of a refused connection or a failed call as the callee's sidecar logged it; None for a success."""
         if entry.kind == "connection":
             failure = entry.text("failure")
-            return (cause_at_callee(failure), failure) if failure else None
+            # A connection that was given up before TLS had begun tells nothing: a port check, or a caller that ended.
+            return None if not failure or "system_library" in failure else (cause_at_callee(failure), readable(failure))
         if entry.text("grpc_status") == "OK":
             return None
         flags, details, failure = set(entry.text("flags").split(",")), entry.text("details"), entry.text("upstream_failure")
@@ -224,7 +225,7 @@ class Logs:
         if timed := _timed_out(entry):
             return timed
         if "UF" in flags:
-            return "peer-down", failure or details
+            return "peer-down", readable(failure) or details
         if "UC" in flags or "connection_termination" in details:
             return "peer-died", details
         if flags & {"UO", "RL"}:

@@ -175,7 +175,7 @@ async def test_hidden_reason_is_joined(start_pair: Any, examine: Any, certificat
     (finding,) = [finding for finding in report.findings if finding.state == "warning"]
     assert said(finding) == ("log", "caller-expired")
     assert finding.subject == HOP
-    assert "certificate_has_expired" in finding.detail
+    assert "certificate has expired" in finding.detail
     alone = await examine(mesh, at=["intake"])
     assert [finding.cause for finding in alone.findings if finding.state == "warning"] == ["caller-refused"]
 

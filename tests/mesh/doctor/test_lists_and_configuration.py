@@ -57,7 +57,7 @@ async def test_revoked_caller(start_pair: Any, examine: Any, certificates: Autho
     report = await examine(mesh, at=None if both else ["intake"])
     assert problems(report, "intake") == [("identity", "certificate-revoked")]
     assert ("tls", "caller-revoked") in problems(report)
-    words = "certificate_revoked" if both else "SSLV3_ALERT_CERTIFICATE_REVOKED"
+    words = "certificate revoked" if both else "SSLV3_ALERT_CERTIFICATE_REVOKED"
     assert words in finding(report, "caller-revoked").detail
     assert "blazen-certs issue intake" in finding(report, "caller-revoked").fix
 
