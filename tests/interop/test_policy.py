@@ -1,4 +1,4 @@
-"""The real Blazen's client, which sends no metadata, against a peer with a policy: it is held to the flows and its port's class."""
+"""The real Blazen's client, which sends no metadata, against a peer with a policy: held to the flows and its port's class."""
 
 from __future__ import annotations
 
