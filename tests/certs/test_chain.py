@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -95,15 +95,19 @@ def build(case: Case, now: datetime) -> tuple[x509.Certificate, list[x509.Certif
     root = make(0, "root", "root", 0, (x509.BasicConstraints(True, case.root_path_length), True), usage(True))
     basic = x509.BasicConstraints(True, 0) if case.issuing_is_ca else x509.BasicConstraints(False, None)
     constraint = x509.NameConstraints(case.permitted, case.excluded), case.constraint_critical
-    between = [
-        make(1, "issuing", "root", 0, (basic, True), usage(case.issuing_may_sign), constraint, ended=case.issuing_ended)
-    ]
+    between = [make(1, "issuing", "root", 0, (basic, True), usage(case.issuing_may_sign), constraint, ended=case.issuing_ended)]
     if case.below:
         between.insert(0, make(2, "below", "issuing", 1, (x509.BasicConstraints(True, None), True), usage(True)))
     more = [(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True)] if case.unknown_critical else []
     signer = 4 if case.another_issuing_key else 2 if case.below else 1
     leaf = make(
-        3, "", "below" if case.below else "issuing", signer, (x509.SubjectAlternativeName(case.names), True), usage(False), *more
+        3,
+        "",
+        "below" if case.below else "issuing",
+        signer,
+        (x509.SubjectAlternativeName(case.names), True),
+        usage(False),
+        *more,
     )
     return leaf, between if case.send_issuing else [], root
 
