@@ -116,7 +116,7 @@ def test_command(run: Callable[..., Any]) -> None:
     run("issue", "analyst")
     shown = run("status")
     assert (shown.code, shown.err) == (0, "")
-    for text in ("analyst", "ok", "23 h 59 min", "CN=issuing mesh", "here"):
+    for text in ("analyst", "ok", "23 h 59 min", "issuing mesh", "here"):
         assert text in shown.out
     run("issue", "gpu", "--lifetime-hours", "0.0001")
     found = run("status", "--json")
