@@ -13,13 +13,6 @@ from blazen_mesh.tls import ANY
 __all__ = ["cluster", "protocol_options"]
 
 
-_LOOKUP = {
-    "dns_lookup_family": "V4_PREFERRED",
-    "dns_refresh_rate": limits.LOOKUP_INTERVAL,
-    "dns_failure_refresh_rate": limits.FAILED_LOOKUP_INTERVALS,
-}
-
-
 def cluster(
     name: str, addresses: Sequence[Address], *, connect_timeout: str, stamp: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Any]:
@@ -44,7 +37,7 @@ def cluster(
     found = {
         "name": name,
         "type": "STRICT_DNS" if by_name else "STATIC",
-        **(_LOOKUP if by_name else {}),
+        **({"dns_lookup_family": "V4_PREFERRED"} if by_name else {}),
         "connect_timeout": connect_timeout,
         "per_connection_buffer_limit_bytes": limits.BUFFER_BYTES,
         "circuit_breakers": {"thresholds": [threshold]},

@@ -52,10 +52,6 @@ a stream that began in its last moment lasts four tenths. So nothing that a revo
 
 MAX_DRAIN_SECS = 5.0
 
-LOOKUP_INTERVAL = "5s"
-FAILED_LOOKUP_INTERVALS = {"base_interval": "0.5s", "max_interval": "2s"}
-"""A name that is not known yet, such as that of a container that starts later, is asked for again soon."""
-
 HEALTH_INTERVAL_SECS = 3
 HEALTH_TIMEOUT_SECS = 1
 UNHEALTHY_AFTER = 2
