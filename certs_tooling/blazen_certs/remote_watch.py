@@ -65,13 +65,13 @@ class RemoteWatch:
         address: The service.
         directory: The node's: ``nodes/<node>``, in which ``join`` put its first identity.
         log: Takes what happened: ``time``, ``event`` (``reached``, ``renewed``, ``trust``, ``problem``; the same problem comes
-            once), ``node``, and what that event has.
+            again only when half of the time that was left is gone), ``node``, and what that event has.
     """
 
     def __init__(self, address: ServiceAddress, directory: Path, *, log: Callable[[dict[str, Any]], None]) -> None:
         self._address, self._directory, self._log = address, directory, log
         self._problem: str | None = ""  # None: none; empty: nothing was said yet
-        self._failures = 0
+        self._failures = self._told_left = 0
 
     async def run(self) -> None:
         """Go on until cancelled.
@@ -143,10 +143,11 @@ class RemoteWatch:
 
     def _failed(self, error: BlazenError | OSError) -> float:
         """Say what is wrong, once, and how long the node lives on; return how many seconds to wait."""
-        if self._problem != str(error):
-            self._problem = str(error)
+        left = self._left()
+        if self._problem != str(error) or left.get("seconds_left", 0) < self._told_left / 2:
+            self._problem, self._told_left = str(error), left.get("seconds_left", 0)
             kind = error.kind if isinstance(error, BlazenError) else "Store"
-            self._tell("problem", kind=kind, problem=str(error), **self._left())
+            self._tell("problem", kind=kind, problem=str(error), **left)
         self._failures += 1
         if isinstance(error, ServiceError) and error.kind == "Unreachable":
             secs = min(LAST_RETRY_SECS, FIRST_RETRY_SECS * 2.0 ** min(self._failures - 1, 10))

@@ -72,7 +72,7 @@ class ServiceSettings:
     max_connections: int = 512
     max_connections_each: int = 8
     look_secs: float = 0.2
-    tend_secs: float = 1.0
+    tend_secs: float = 5.0
 
 
 class CertificateService:
@@ -151,7 +151,7 @@ class CertificateService:
                 except (BlazenError, OSError) as error:
                     if str(error) != problem:
                         problem = str(error)
-                        self._log({"event": "problem", "problem": problem})
+                        self._tell("problem", problem=problem)
                 else:
                     problem = ""
         finally:
@@ -194,7 +194,7 @@ class CertificateService:
         except CodeError as error:
             status, kind, message = HTTPStatus.UNAUTHORIZED, error.kind, str(error)
         except (BlazenError, OSError) as error:
-            self._log({"event": "problem", "problem": str(error), "path": path})
+            self._tell("problem", problem=str(error), path=path)
             busy = isinstance(error, StoreError)
             status, kind = HTTPStatus.SERVICE_UNAVAILABLE, "Busy" if busy else "Problem"
             message = "the certificate service cannot do it now; its log says why"
@@ -211,7 +211,10 @@ class CertificateService:
             return
         left_out = {"not_logged": self._not_logged} if self._not_logged else {}
         self._not_logged = 0
-        self._log({"time": time_text(datetime.now(UTC)), "event": "refused", **facts, **left_out})
+        self._tell("refused", **facts, **left_out)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self._log({"time": time_text(datetime.now(UTC)), "event": event, **facts})
 
     async def _answer(
         self, request: Request, caller: Caller, reader: asyncio.StreamReader, bound: asyncio.Timeout
@@ -253,6 +256,7 @@ class CertificateService:
             finally:
                 for wait in waits:
                     wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)  # a caller that went away may have left an error
             answer = await asyncio.to_thread(self._issuer.trust, caller, known)
         return answer
 

@@ -106,7 +106,7 @@ class HostMesh:
 
     def serve(self, *, lifetime_hours: float = 24) -> None:
         """Start the service on alpha."""
-        argv = ("serve", "--listen", self.service, "--dir", "ca", "--lifetime-hours", str(lifetime_hours))
+        argv = ("serve", "--listen", self.service, "--dir", "ca", "--lifetime-hours", str(lifetime_hours), "--json")
         self.serving = self._start(self.network["alpha"], "blazen-certs", *argv, cwd=self.root / "alpha")
         self.serving.wait_for("listens on ", WAIT_SECS)
 

@@ -66,7 +66,8 @@ def test_two_leaf_lifetimes(hosts: HostMesh) -> None:
         assert len(serials) >= 3, serials
         assert serials[1:] == renewed[: len(serials) - 1], (serials, renewed)
     audit = [json.loads(line) for line in (hosts.root / "alpha/ca/audit.jsonl").read_text().splitlines()]
-    assert {line["how"] for line in audit} == {"service", "join", "renew"}
+    assert {line["how"] for line in audit if line["event"] == "issued"} == {"service", "join", "renew"}
+    assert [line["spiffe_id"].rpartition("/")[2] for line in audit if line["event"] == "code"] == list(HOST_OF)
     assert ca_keys_under(hosts.root / "alpha")
     assert not ca_keys_under(hosts.root / "beta")
     assert not ca_keys_under(hosts.root / "gamma")
