@@ -77,17 +77,24 @@ def named(ports: Callable[[], int]) -> dict[str, Any]:
     }
 
 
-async def test_by_name(start_mesh: Any, ports: Callable[[], int]) -> None:
+@pytest.mark.parametrize("data_class", [pytest.param(None, id="no-classes"), pytest.param("personal", id="classes")])
+async def test_by_name(start_mesh: Any, ports: Callable[[], int], data_class: str | None) -> None:
     """A callee dialled by name is found and its health looked at; started late, it is served soon, and its absence is told."""
-    mesh = await start_mesh(sidecars=["intake"], extra={"peers": named(ports)})
-    assert await ended(mesh.call("intake", "analyst")) is grpc.StatusCode.UNAVAILABLE
+    extra: dict[str, Any] = {"peers": named(ports)}
+    if data_class:
+        flow = {"from": "intake", "to": "analyst", "workflows": ["work"], "data": [data_class], "why": "test"}
+        extra |= {"data": [{"name": data_class, "why": "test"}], "flows": [flow]}
+        extra["peers"]["intake"]["egress"]["analyst"] = {data_class: ports()}
+    mesh = await start_mesh(sidecars=["intake"], extra=extra)
+    channel = mesh.channel("intake", "analyst", data_class)
+    assert await ended(mesh.call("intake", "analyst", channel=channel)) is grpc.StatusCode.UNAVAILABLE
     # The real reason, not that no host is healthy.
     assert "refused" in (await mesh.wait_log("intake", log="call"))[0]["upstream_failure"]
     await mesh.start_sidecar("analyst")
-    assert await mesh.call("intake", "analyst") == b"hello"
+    assert await mesh.call("intake", "analyst", channel=channel) == b"hello"
     admin = mesh.sidecars["intake"].admin
     async with asyncio.timeout(WAIT_SECS):
-        while not any((await admin.stats(r"^cluster\.egress.analyst\.health_check\.success$")).values()):  # noqa: ASYNC110
+        while not any((await admin.stats(r"^cluster\.egress.*\.health_check\.success$")).values()):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
