@@ -49,14 +49,15 @@ class Handshake:
 
 
 async def look_up(address: TcpAddress, timeout_secs: float) -> list[str]:
-    """Return the IP addresses of *address*.
+    """Return the IP addresses of *address* that a sidecar would dial: those of version 4, where there are any.
 
     Raises:
         OSError: The name does not resolve, or not in time; the text says how.
     """
     async with asyncio.timeout(timeout_secs):
         found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    ips = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return [ip for ip in ips if ":" not in ip] or ips
 
 
 def connect(address: Address, timeout_secs: float) -> float:
