@@ -223,7 +223,7 @@ async def _exchange(
         raise ServiceError(f"{address} refused the connection: {said}", "Handshake") from error
     except EOFError as error:
         raise ServiceError(
-            f"{address} hung up without an answer: it is busy, or no certificate service", "Malformed"
+            f"{address} hung up without an answer: it ends, is busy, or is no certificate service", "Unreachable"
         ) from error
     except MalformedError as error:
         raise ServiceError(f"{address} gave no answer of a certificate service: {error}", "Malformed") from error
