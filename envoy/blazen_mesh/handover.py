@@ -18,7 +18,7 @@ from blazen_mesh.sidecar import StartError
 from blazen_mesh.status import answer
 from blazen_mesh.succession import Turn
 
-__all__ = ["Claim", "Predecessor", "hand_over", "part", "refuse"]
+__all__ = ["ASK_SECS", "Claim", "Predecessor", "hand_over", "part", "refuse"]
 
 DONE, FAREWELL = b"done\n", b"bye\n"
 ASK_SECS = 10.0
@@ -62,15 +62,18 @@ class Predecessor:
         self.turn, self._reader, self._writer = turn, reader, writer
 
     @classmethod
-    async def ask(cls, socket_path: Path) -> Predecessor:
+    async def ask(cls, socket_path: Path, *, within_secs: float) -> Predecessor:
         """Ask it to hand its sidecar over; from now on it changes nothing.
+
+        Args:
+            within_secs: How long it may take: an Envoy that it has just replaced has to be gone first.
 
         Raises:
             StartError: It does not answer, or will not.
         """
         who = f"another supervisor runs in {socket_path.parent}, and "
         try:
-            async with asyncio.timeout(ASK_SECS):
+            async with asyncio.timeout(within_secs):
                 reader, writer = await asyncio.open_unix_connection(socket_path)
                 writer.write(b"POST /hand-over HTTP/1.1\r\nHost: sidecar\r\n\r\n")
                 head = (await reader.readuntil(b"\r\n\r\n")).split()

@@ -56,11 +56,6 @@ class Succession:
         self.turn, self.starts = Turn(), 0
         self._others: list[Sidecar] = []  # on their way out, or not yet in
 
-    @property
-    def settled(self) -> bool:
-        """Whether the one that serves is the only one. Envoy lets a third in only once the first has gone."""
-        return not any(other.child.returncode is None for other in self._others)
-
     async def start(self, turn: Turn) -> None:
         """Start the Envoy of *turn*; when this returns it serves, and the one before lets its calls in flight end.
 
@@ -96,7 +91,7 @@ class Succession:
         await self.start(self.turn.next())
 
     async def let_go(self) -> None:
-        """Wait for those on their way out, as long as their calls in flight may take."""
+        """Wait for those on their way out, as long as their calls in flight may take. Envoy lets no third one in."""
         budget = self._settings.drain_secs + 2 * DRAIN_NOTICE_SECS
         await asyncio.gather(*(other.child.ends_within(budget) for other in self._others))
 

@@ -20,7 +20,7 @@ from blazen_mesh.admin import AdminError
 from blazen_mesh.child import OnLine
 from blazen_mesh.discovery import PublishError
 from blazen_mesh.generation import Generation, Generations, reason
-from blazen_mesh.handover import Claim, Predecessor, hand_over, part, refuse
+from blazen_mesh.handover import ASK_SECS, Claim, Predecessor, hand_over, part, refuse
 from blazen_mesh.mesh import MeshError
 from blazen_mesh.ready import SOCKET_NAME
 from blazen_mesh.render import ensure_secret
@@ -136,8 +136,8 @@ class Supervisor:
             raise StartError(f"no certificate after {secs:g} s: {said}; make one with {how}") from None
 
     async def _take_over(self) -> None:
-        predecessor = await Predecessor.ask(self._home / SOCKET_NAME)
         self._log("info", "taking over from the supervisor that runs here")
+        predecessor = await Predecessor.ask(self._home / SOCKET_NAME, within_secs=2 * self._settings.drain_secs + ASK_SECS)
         try:
             await self._start(self._envoys.start(predecessor.turn.next()))
         except BaseException:
@@ -266,11 +266,12 @@ class Supervisor:
         return problem
 
     async def _asked_for_it(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.status.state != "serving" or self._handing or not self._envoys.settled:
-            refuse(writer, "it is not settled: try again in a moment")
+        if self.status.state != "serving" or self._handing:
+            refuse(writer, f"it is {'handing over already' if self._handing else self.status.state}: try again in a moment")
             return
         self._handing = True
         try:
+            await self._envoys.let_go()  # Envoy lets a third one in only once the first has gone
             if await hand_over(self._envoys.turn, reader, writer):
                 self._taken_over = True
                 self._log("info", "another supervisor has taken over; calls in flight end here")
