@@ -22,6 +22,7 @@ from blazen_peer import (
     remote_step,
 )
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.testing import peers
 from tests.peer.policy.guarded import TOKEN, Guarded, Port, flow, policy_of
 
 Guard = Callable[..., Awaitable[Guarded]]
@@ -339,3 +340,23 @@ def test_declared_class(registry: Registry, data_class: Any) -> None:
 
     with pytest.raises(ValidationError):
         Workflow("w", ["s"], registry=registry, data_class=data_class)
+
+
+async def test_testing_peers(registry: Registry) -> None:
+    """``blazen_peer.testing`` stamps what it is told to, also after a restart, so that runs with a data class can be tested."""
+
+    @registry.step("tells")
+    async def tells(event: StartEvent, ctx: Context) -> StopEvent:
+        return StopEvent(result=ctx.data_class)
+
+    registry.register_workflow(Workflow("w", ["tells"], registry=registry, data_class="internal"))
+    async with peers(registry=registry, data_class="personal") as pair:
+        parent = Workflow("parent", [remote_step(pair.client, "w")], data_class="personal")
+        assert (await parent.run({})).result == "internal"
+        await pair.restart()
+        assert (await parent.run({})).result == "internal"
+        with pytest.raises(WorkflowError, match="whether that is as strict as internal is not known here"):
+            await Workflow("parent", [remote_step(pair.client, "w")], data_class="internal").run({})
+    async with peers(registry=registry) as pair:
+        with pytest.raises(WorkflowError, match="stamps no data class"):
+            await Workflow("parent", [remote_step(pair.client, "w")], data_class="personal").run({})
