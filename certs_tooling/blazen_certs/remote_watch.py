@@ -102,6 +102,7 @@ class RemoteWatch:
         # The first answer, also after trouble, comes without waiting: it says that the service is there.
         wait_secs = min(WAIT_SECS, (due - now).total_seconds()) if self._problem is None else 0
         news = await service.trust(held.version, wait_secs=wait_secs)
+        held = self._read()  # again: meanwhile a ``join`` may have put another certificate there
         if news is not None and files_version(news.bundle, news.crl) != held.version:
             self._publish(held.material.beside(bundle_pem=news.bundle, crl_pem=news.crl), held.peer)
             self._tell("trust", version=news.version)
@@ -144,8 +145,9 @@ class RemoteWatch:
     def _failed(self, error: BlazenError | OSError) -> float:
         """Say what is wrong, once, and how long the node lives on; return how many seconds to wait."""
         left = self._left()
-        if self._problem != str(error) or left.get("seconds_left", 0) < self._told_left / 2:
-            self._problem, self._told_left = str(error), left.get("seconds_left", 0)
+        seconds_left = max(0, left.get("seconds_left", 0))
+        if self._problem != str(error) or seconds_left < self._told_left / 2:
+            self._problem, self._told_left = str(error), seconds_left
             kind = error.kind if isinstance(error, BlazenError) else "Store"
             self._tell("problem", kind=kind, problem=str(error), **left)
         self._failures += 1

@@ -63,7 +63,8 @@ class ServiceSettings:
         max_connections: Open at once; one more is closed unheard.
         max_connections_each: Of them for one node, or one address that shows no certificate.
         look_secs: How often the store is looked at for changes that other commands made (``revoke``, ``rotate-root``).
-        tend_secs: How often it is asked whether something is due: the service's own certificate, a revocation list.
+        tend_secs: How often it is asked whether something is due (the service's own certificate, a revocation list); more often
+            where the certificates' life is shorter than ten times that.
     """
 
     handshake_secs: float = 5.0
@@ -131,7 +132,8 @@ class CertificateService:
 
     async def _tend(self, listening: socket.socket, server: asyncio.Server) -> None:
         """Keep what is served new. A failure is logged and tried again: the certificates that are out live on meanwhile."""
-        due = time.monotonic() + self._settings.tend_secs
+        every_secs = min(self._settings.tend_secs, self._issuer.lifetime.total_seconds() / 10)
+        due = time.monotonic() + every_secs
         version, problem = self._issuer.served, ""
         try:
             while True:
@@ -139,7 +141,7 @@ class CertificateService:
                 try:
                     await asyncio.to_thread(self._issuer.look)
                     if time.monotonic() >= due:
-                        due = time.monotonic() + self._settings.tend_secs
+                        due = time.monotonic() + every_secs
                         await asyncio.to_thread(self._issuer.tend)
                     if self._issuer.served != version:
                         # The socket stays; who connects meanwhile waits in its queue, and open connections live on.

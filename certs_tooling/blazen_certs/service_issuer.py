@@ -100,7 +100,7 @@ class ServiceIssuer:
     """
 
     def __init__(self, authority: Authority, *, lifetime: timedelta, log: Callable[[dict[str, Any]], None]) -> None:
-        self._authority, self._lifetime, self._log = authority, lifetime, log
+        self._authority, self.lifetime, self._log = authority, lifetime, log
         self._codes = CodeBook.of(authority.directory)
         self._noted: OrderedDict[str, tuple[int, str, datetime]] = OrderedDict()
         self._seen: tuple[object, ...] = ()
@@ -238,7 +238,7 @@ class ServiceIssuer:
         region = next((item.region for item in self._served.trust.issuers if item.trust_domain == peer.trust_domain), None)
         if region is None or peer == service_peer(peer.trust_domain):
             raise RefusedError(f"{peer} is not to be had here", "Denied")
-        return self._authority.sign(peer.node_id, key, lifetime=self._lifetime, dns_names=dns_names, region=region)
+        return self._authority.sign(peer.node_id, key, lifetime=self.lifetime, dns_names=dns_names, region=region)
 
     def _granted(self, signed: SignedIdentity) -> dict[str, Any]:
         return {
@@ -277,11 +277,11 @@ class ServiceIssuer:
         peer = service_peer(issuer.trust_domain)
         if store.current_version(self._own(issuer.trust_domain)) is None:
             issued = self._authority.issue(
-                peer.node_id, now=now, lifetime=self._lifetime, dns_names=(peer.node_id,), region=issuer.region
+                peer.node_id, now=now, lifetime=self.lifetime, dns_names=(peer.node_id,), region=issuer.region
             )
             self._audit("issued", {"how": "service", **_facts(peer, issued.certificate)})
             return
-        kept = keep_node(self._authority, peer.node_id, now=now, lifetime=self._lifetime)
+        kept = keep_node(self._authority, peer.node_id, now=now, lifetime=self.lifetime)
         if kept.action == "revoked":
             raise StoreError(f"the service's own certificate is {kept.detail}")
         if kept.action == "renewed" and kept.certificate is not None:

@@ -102,6 +102,18 @@ async def test_a_revocation_arrives_at_once(start_service: Start) -> None:
     assert node.identity.path.joinpath("current").readlink() == Path("v2")
 
 
+async def test_a_join_meanwhile_is_not_undone(start_service: Start) -> None:
+    """News that come after the node joined again are put beside the new certificate, not the one from before."""
+    service = await start_service()
+    node, other = await service.join("analyst"), await service.join("intake")
+    async with watching(node) as events:
+        await events.wait("reached")
+        again = await service.join("analyst")
+        service.revoke(other)
+        await events.wait("trust")
+        assert serial(node) == f"{again.identity.certificate.serial_number:x}"
+
+
 async def test_outlives_its_service(start_service: Start) -> None:
     """While the service is away the node says so once, with the end of what it has; when it is back, news come again."""
     service = await start_service()
@@ -151,6 +163,9 @@ async def test_an_ended_certificate_is_said(start_service: Start) -> None:
         told = await events.wait("problem")
         assert (told["kind"], told["seconds_left"] <= 0) == ("Ended", True)
         assert "join again" in told["problem"]
+        with pytest.raises(TimeoutError):  # it was told, and is not told with every try
+            async with asyncio.timeout(1):
+                await events.wait("problem", 2)
         await service.join("analyst")
         await events.wait("reached")
 
