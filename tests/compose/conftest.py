@@ -114,7 +114,7 @@ class Running:
         return docker(*words, check=check)
 
 
-def left_of(project: str) -> dict[str, list[str]]:
+def _left_of(project: str) -> dict[str, list[str]]:
     """What there is of *project*: containers, volumes, networks."""
     label = f"label=com.docker.compose.project={project}"
     return {
@@ -146,7 +146,26 @@ def mesh(engine: str) -> Iterator[Running]:
             pytest.fail(f"the mesh does not come up: {error.stderr.decode()[-3000:]}\n{logs[-6000:]}")
         finally:
             running.compose.stop()
-    assert left_of(project) == {"containers": [], "volumes": [], "networks": []}
+    assert _left_of(project) == {"containers": [], "volumes": [], "networks": []}
+
+
+@pytest.fixture
+def left_of() -> Callable[[str], dict[str, list[str]]]:
+    """What there is of a project: ``left_of(name)`` gives containers, volumes, networks."""
+    return _left_of
+
+
+@pytest.fixture
+def network(engine: str) -> Iterator[Callable[[], str]]:
+    """Make a network that leads nowhere else; return its name. It is removed when what stands on it is gone."""
+    name = f"blazen-test-{os.getpid()}-lan"
+
+    def make() -> str:
+        docker("network", "create", "--internal", name)
+        return name
+
+    yield make
+    docker("network", "rm", "--force", name)
 
 
 def ca() -> list[str]:

@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
 Eventually = Callable[..., Any]
 DOCUMENT = "The peer calls the peer. The sidecar guards it."
-STORE = ("--dir", "/var/lib/blazen/certs")
 IDENTITY = "/var/lib/blazen/identity/current"
 
 # Calls gpu and analyst through intake's sidecar, over and over, until its standard input ends.
@@ -66,7 +65,7 @@ def as_gpu(mesh: Any) -> int:
 def test_renewal_loses_no_call(mesh: Any, load: Any, eventually: Eventually) -> None:
     """All certificates are renewed under constant calls: each sidecar takes its new one up, and no call fails."""
     before = {node: mesh.sidecar(node)["serial"] for node in ("intake", "analyst", "gpu")}
-    mesh.run("exec", "-T", "renewal", "blazen-certs", "renew", "--force", *STORE)
+    mesh.run("exec", "-T", "renewal", "blazen-certs", "renew", "--force")
 
     def renewed() -> bool:
         now = {node: mesh.sidecar(node) for node in before}
@@ -81,9 +80,9 @@ def test_renewal_loses_no_call(mesh: Any, load: Any, eventually: Eventually) -> 
 def test_revoked(mesh: Any, eventually: Eventually) -> None:
     """A revoked node is not let in any more, within seconds and with nothing restarted; with a new certificate it is."""
     assert as_gpu(mesh) == 3
-    mesh.run("exec", "-T", "renewal", "blazen-certs", "revoke", "gpu", *STORE)
+    mesh.run("exec", "-T", "renewal", "blazen-certs", "revoke", "gpu")
     eventually(lambda: as_gpu(mesh) == 5, 15)
-    mesh.run("exec", "-T", "renewal", "blazen-certs", "issue", "gpu", *STORE)
+    mesh.run("exec", "-T", "renewal", "blazen-certs", "issue", "gpu")
     eventually(lambda: as_gpu(mesh) == 3)
     eventually(lambda: mesh.demo(DOCUMENT, check=False).returncode == 0)
 
