@@ -17,24 +17,10 @@ TOKEN = "the-shared-token-of-this-mesh-0123456789"
 EXAMPLE = str(Path(__file__).parents[3] / "envoy" / "mesh.toml")
 
 
-def mesh_file(mesh: Any) -> Path:
-    """Write the file of a mesh without data classes, and return where."""
-    lines = [f'trust_domain = "{mesh.definition.trust_domain}"']
-    for node, peer in mesh.definition.peers.items():
-        lines += [f"[peers.{node}]", f'sidecar = "{peer.sidecar}"', f'listen = "{peer.listen}"']
-        lines += [f"egress.{way.callee} = {way.port}" for way in mesh.definition.ways(node)]
-    for flow in mesh.definition.flows:
-        lines += ["[[flows]]", f'from = "{flow.caller}"', f'to = "{flow.callee}"', f'why = "{flow.why}"']
-        lines += [f"workflows = {json.dumps(list(flow.workflows))}"]
-    path = mesh.root / "mesh.toml"
-    path.write_text("\n".join(lines))
-    return path
-
-
 def argv(mesh: Any, *more: str, at: tuple[str, ...] = ("intake", "analyst")) -> list[str]:
     """Return the arguments for *mesh* with the files of the nodes *at* hand."""
     here = [part for node in at for part in ("--config-dir", str(mesh.root / node))]
-    return ["doctor", "--mesh", str(mesh_file(mesh)), "--dir", str(mesh.root / "none"), *here, *more]
+    return ["doctor", "--mesh", str(mesh.write_toml()), "--dir", str(mesh.root / "none"), *here, *more]
 
 
 @pytest.mark.envoy

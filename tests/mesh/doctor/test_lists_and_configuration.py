@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -189,17 +188,10 @@ async def test_exception_that_has_ended(start_pair: Any, examine: Any, ports: An
 
 
 @pytest.fixture
-async def supervised(start_pair: Any, ports: Any) -> AsyncIterator[Any]:
+async def supervised(start_pair: Any) -> AsyncIterator[Any]:
     """A mesh whose intake is run by `blazen-mesh sidecar`; ``mesh.file`` is its mesh file."""
-    document = table(ports, ("intake", "analyst"))
-    mesh = await start_pair(extra=document, sidecars=["analyst"])
-    mesh.file = mesh.root / "mesh.toml"
-    lines = [f'trust_domain = "{document["trust_domain"]}"']
-    for node, peer in document["peers"].items():
-        lines += [f"[peers.{node}]", *(f"{key} = {json.dumps(peer[key])}" for key in ("sidecar", "listen"))]
-        lines += [f"egress.{callee} = {port}" for callee, port in peer["egress"].items()]
-    lines += ["[[flows]]", *(f"{key} = {json.dumps(value)}" for key, value in document["flows"][0].items())]
-    mesh.file.write_text("\n".join(lines))
+    mesh = await start_pair(sidecars=["analyst"])
+    mesh.file = mesh.write_toml()
     said: list[str] = []
     argv = ["sidecar", "--node", "intake", "--mesh", str(mesh.file), "--identity-dir", str(mesh.identities["intake"])]
     argv = [sys.executable, "-m", "blazen_mesh", *argv, "--config-dir", str(mesh.root / "intake"), "--drain-secs", "1"]
