@@ -98,12 +98,16 @@ class CertificateService:
         """Listen on *host* and *port* (0 picks a free one) while entered; yields the address.
 
         Raises:
-            OSError: The address is not to be had, or the store cannot be read.
-            BlazenError: The store is not usable.
+            ValidationError: The address is not to be had.
+            BlazenError, OSError: The store is not usable.
         """
         await asyncio.to_thread(self._issuer.tend)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family, backlog=128) as listening:
+        try:
+            listening = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:
+            raise ValidationError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        with listening:
             shown = "[{}]:{}" if family == socket.AF_INET6 else "{}:{}"
             server = await self._listen(listening)
             tending = asyncio.create_task(self._tend(listening, server))
