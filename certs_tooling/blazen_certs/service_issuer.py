@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from blazen_certs import store
 from blazen_certs.authority import Authority, SignedIdentity
 from blazen_certs.codes import CodeBook
 from blazen_certs.crl import is_revoked, revoked_serials
-from blazen_certs.errors import CodeError, StoreError
+from blazen_certs.errors import CodeError
 from blazen_certs.facts import dns_names_of, sha256, time_text
 from blazen_certs.issued import note_shown, read_issued
 from blazen_certs.remote import files_version, service_peer
@@ -161,7 +162,8 @@ class ServiceIssuer:
             context.num_tickets = 0  # each connection shows its certificate anew
             context.sslobject_class = type("TellingConnection", (TellingConnection,), {"refused": staticmethod(refused)})
             context.load_verify_locations(cadata=self._served.bundle)
-            current = self._own(trust_domain) / store.CURRENT
+            own = self._own(trust_domain)
+            current = own / f"v{store.current_version(own)}"  # looked up once: certificate and key from one version
             context.load_cert_chain(current / store.CERTIFICATE, current / store.KEY)
             contexts[service_peer(trust_domain).node_id] = context
 
@@ -181,13 +183,14 @@ class ServiceIssuer:
             BlazenError, OSError: The store does not allow it.
         """
         record = self._codes.redeem(code_id, secret, peer)
-        trust = self._authority.trust()
-        for certificate in read_issued(self._authority.directory, peer.node_id):
-            issuer = trust.issuer_of(certificate)
-            since = None if issuer is None else revoked_serials(issuer.crl).get(certificate.serial_number)
-            if since is not None and since.timestamp() >= int(record.made):
-                raise CodeError(f"{peer} was revoked after the code was made: have a new one made")
-        signed = self._sign(peer, key, record.dns_names)
+        with self._record_locked(peer):
+            trust = self._authority.trust()
+            for certificate in read_issued(self._authority.directory, peer.node_id):
+                issuer = trust.issuer_of(certificate)
+                since = None if issuer is None else revoked_serials(issuer.crl).get(certificate.serial_number)
+                if since is not None and since.timestamp() >= int(record.made):
+                    raise CodeError(f"{peer} was revoked after the code was made: have a new one made")
+            signed = self._sign(peer, key, record.dns_names)
         self._audit("issued", {"how": "join", "code": code_id, **caller.facts(), **_facts(peer, signed.certificate)})
         return self._granted(signed)
 
@@ -201,8 +204,7 @@ class ServiceIssuer:
         shown = self._shown_by(caller)
         if peer != caller.peer:
             raise RefusedError(f"{caller.peer} may renew its own name only, not {peer}", "Denied")
-        # Under the lock that ``revoke`` holds: what is handed out was recorded before it looked, or was not handed out.
-        with store.locked(store.issued_directory(self._authority.directory, peer.node_id)):
+        with self._record_locked(peer):
             self._refuse_revoked(shown, self._authority.trust())
             signed = self._sign(peer, key, dns_names_of(shown))
         self._audit("issued", {"how": "renew", **caller.facts(), **_facts(peer, signed.certificate)})
@@ -223,6 +225,11 @@ class ServiceIssuer:
         if known == served.version:
             self._note(caller, shown, served)
         return answer if known == served.version and not renew else {**answer, "bundle": served.bundle, "crl": served.crl}
+
+    def _record_locked(self, peer: PeerId) -> AbstractContextManager[None]:
+        """Hold the lock that ``revoke`` holds: what is handed out was recorded before it looked, or was not handed out."""
+        record = store.issued_directory(self._authority.directory, peer.node_id)
+        return store.locked(record) if record.exists() else nullcontext()  # of a new node there is nothing to revoke
 
     def _shown_by(self, caller: Caller) -> x509.Certificate:
         if caller.certificate is None or caller.peer is None:
@@ -273,19 +280,19 @@ class ServiceIssuer:
         return store.node_directory(self._authority.directory, service_peer(trust_domain).node_id)
 
     def _keep_own(self, issuer: Issuer, now: datetime) -> None:
-        """Keep the service's own identity in a region; it is a node as others are, but that nobody else gets its name."""
+        """Keep the service's own identity in a region: a node's as others are, but that a revoked one is replaced at once."""
         peer = service_peer(issuer.trust_domain)
-        if store.current_version(self._own(issuer.trust_domain)) is None:
-            issued = self._authority.issue(
+        certificate: x509.Certificate | None = None
+        if store.current_version(self._own(issuer.trust_domain)) is not None:
+            kept = keep_node(self._authority, peer.node_id, now=now, lifetime=self.lifetime)
+            if kept.action in ("kept", "republished"):
+                return
+            certificate = kept.certificate if kept.action == "renewed" else None
+        if certificate is None:
+            certificate = self._authority.issue(
                 peer.node_id, now=now, lifetime=self.lifetime, dns_names=(peer.node_id,), region=issuer.region
-            )
-            self._audit("issued", {"how": "service", **_facts(peer, issued.certificate)})
-            return
-        kept = keep_node(self._authority, peer.node_id, now=now, lifetime=self.lifetime)
-        if kept.action == "revoked":
-            raise StoreError(f"the service's own certificate is {kept.detail}")
-        if kept.action == "renewed" and kept.certificate is not None:
-            self._audit("issued", {"how": "service", **_facts(peer, kept.certificate)})
+            ).certificate
+        self._audit("issued", {"how": "service", **_facts(peer, certificate)})
 
     def _marks(self) -> tuple[object, ...]:
         """Return what changes when another command changes the store."""

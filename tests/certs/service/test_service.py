@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -14,15 +15,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from blazen_certs import Authority, store
-from blazen_certs.authority import IssuedIdentity
 from blazen_certs.errors import ServiceError
 from blazen_certs.facts import dns_names_of, public_key_sha256, uris_of
 from blazen_certs.issued import read_shown
 from blazen_certs.join import join
 from blazen_certs.pem import load_certificates, split_pem
+from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import RemoteService, ServiceAddress, files_version
 from blazen_certs.remote_request import request_pem
 from blazen_certs.service import ServiceSettings
+from blazen_certs.upkeep import revoke_node
 from blazen_certs.verify import verify_identity
 from blazen_peer.errors import ValidationError
 from blazen_peer.identity import PeerId
@@ -211,7 +213,7 @@ async def test_another_node_cannot_pass_for_the_service(start_service: Start, tm
     service = await start_service()
     node, captured = await service.join("analyst"), service.authority.issue("intake")
     heard: list[bytes] = []
-    async with serving_tls(captured, heard) as address:
+    async with serving_tls(captured.path / "current", heard) as address:
         node.address = address
         with pytest.raises(ServiceError, match="not the certificate service of this mesh") as caught:
             await node.remote().renew(node.request())
@@ -225,9 +227,39 @@ async def test_the_service_name_is_the_uri_too(start_service: Start) -> None:
     node = await service.join("analyst")
     captured = service.authority.issue("intake", dns_names=["blazen-certs.mesh.test"])
     heard: list[bytes] = []
-    async with serving_tls(captured, heard) as address:
+    async with serving_tls(captured.path / "current", heard) as address:
         node.address = address
         with pytest.raises(ServiceError, match=r"is not the certificate service: it is spiffe://mesh\.test/peer/intake"):
+            await node.remote().renew(node.request())
+    assert heard in ([], [b""])
+
+
+async def test_a_stolen_certificate_of_the_service_is_replaced(start_service: Start) -> None:
+    """``revoke`` of the service's own name: it makes itself a new one, and who shows the old one is told nothing."""
+    service = await start_service(settings=ServiceSettings(look_secs=0.02, tend_secs=0.05))
+    node = await service.join("analyst")
+    own = store.node_directory(service.authority.directory, "blazen-certs.mesh.test")
+    stolen = shutil.copytree(own / "v1", service.directory / "stolen")
+    revoke_node(service.authority, "blazen-certs.mesh.test", now=datetime.now(UTC))
+    async with asyncio.timeout(30):
+        while (news := await node.remote().trust(version_of(node), wait_secs=1)) is None:
+            pass
+        publish_identity(
+            node.identity.path,
+            read_material(node.identity.path).beside(bundle_pem=news.bundle, crl_pem=news.crl),
+            node_id="analyst",
+            trust_domain="mesh.test",
+            now=datetime.now(UTC),
+        )
+        while await asyncio.to_thread(service_serial, service.address) == str(
+            leaf_of((stolen / "tls.crt").read_bytes()).serial_number
+        ):
+            pass
+    await node.remote().renew(node.request())
+    heard: list[bytes] = []
+    async with serving_tls(stolen, heard) as address:
+        node.address = address
+        with pytest.raises(ServiceError, match="own certificate is revoked"):
             await node.remote().renew(node.request())
     assert heard in ([], [b""])
 
@@ -289,12 +321,12 @@ async def test_leaving_ends_everything(start_service: Start, tmp_path: Path) -> 
     await node.remote().renew(node.request())
 
 
-def serving_tls(identity: IssuedIdentity, heard: list[bytes]) -> Any:
+def serving_tls(identity: Path, heard: list[bytes]) -> Any:
     """Serve TLS with *identity*, and note what each caller says first."""
     from contextlib import asynccontextmanager
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(identity.certificate_path, identity.key_path)
+    context.load_cert_chain(identity / "tls.crt", identity / "tls.key")
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.append(await reader.read(1000))
