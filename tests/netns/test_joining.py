@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -154,11 +155,20 @@ WRONG = [
 ]
 
 
+def test_no_code_for_the_service_itself(tmp_path: Path) -> None:
+    """The service's own name is refused where codes are made, too."""
+    argv = [sys.executable, "-m", "blazen_certs.cli"]
+    subprocess.run([*argv, "init", "--trust-domain", "mesh.test"], cwd=tmp_path, capture_output=True, timeout=30, check=True)
+    done = subprocess.run(
+        [*argv, "code", "blazen-certs.mesh.test"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is the certificate service's own name" in done.stderr
+
+
 @pytest.mark.parametrize(("argv", "message"), WRONG)
 def test_wrong_use_is_one_line_and_exit_2(tmp_path: Path, argv: list[str], message: str) -> None:
     """What the user got wrong is said in one line."""
-    import subprocess
-
     done = subprocess.run(
         [sys.executable, "-m", "blazen_certs.cli", *argv],
         cwd=tmp_path,

@@ -221,6 +221,18 @@ async def test_another_node_cannot_pass_for_the_service(start_service: Start, tm
     assert heard in ([], [b""])
 
 
+async def test_nobody_gets_the_service_s_name(start_service: Start) -> None:
+    """Neither a code for it, nor the service's own certificate in other hands, brings another certificate of that name."""
+    service = await start_service()
+    with pytest.raises(ServiceError, match="is not to be had here"):
+        await service.join("blazen-certs.mesh.test")
+    node = await service.join("analyst")
+    own = store.node_directory(service.authority.directory, "blazen-certs.mesh.test")
+    with pytest.raises(ServiceError, match="is not to be had here") as caught:
+        await node.remote(own / "current").renew(node.request(PeerId("mesh.test", "blazen-certs.mesh.test")))
+    assert caught.value.kind == "Denied"
+
+
 async def test_the_service_name_is_the_uri_too(start_service: Start) -> None:
     """A certificate with the service's DNS name, but another's URI, is not enough."""
     service = await start_service()
