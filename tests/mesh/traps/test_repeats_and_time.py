@@ -13,7 +13,9 @@ import grpc
 import pytest
 
 from blazen_mesh.child import Child
+from blazen_peer import Context, Event, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent
 from blazen_peer.errors import TransportError
+from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.status import raised_by
 
 pytestmark = pytest.mark.envoy
@@ -220,3 +222,31 @@ async def test_trap_12_pings_kill_calls_on_a_python_server(
     except grpc.aio.AioRpcError as error:
         got = error.code()
     assert got is code
+
+
+async def test_trap_08_our_client_goes_on_by_its_cursor(start_mesh: Any) -> None:
+    """A stream that the sidecars cut again and again gives every event once, in order, and the result: with ``retries=``."""
+    mesh = await start_mesh(stand_ins=False, extra={"connection_age_secs": 3})
+    registry, executed = Registry(), []
+
+    @registry.step("demo::count")
+    async def count(event: StartEvent, ctx: Context) -> StopEvent:
+        executed.append(event.data)
+        for number in range(event.data):
+            ctx.emit(Event.dynamic("demo::Number", {"number": number}))
+            await asyncio.sleep(0.1)
+        return StopEvent(result="done")
+
+    settings = ServerSettings(lame_duck_secs=0, drain_secs=5)
+    server = PeerServer("analyst", registry=registry, sidecar_proof_file=mesh.proof_file("analyst"), settings=settings)
+    async with (
+        server.serving(mesh.listen("analyst")),
+        await PeerClient.connect_async(f"http://{mesh.egress('intake', 'analyst')}", "intake") as client,
+    ):
+        stream = client.stream_remote_workflow("count", ["demo::count"], "40", timeout_secs=60, retries=5)
+        numbers = [event.data["number"] async for event in stream if event.event_type == "demo::Number"]
+    assert numbers == list(range(40))
+    assert stream.result.result == "done"
+    assert executed == [40]
+    entries = [entry for entry in mesh.log("intake", log="call") if "Attach" in entry["method"] or "Stream" in entry["method"]]
+    assert len(entries) >= 3
