@@ -381,6 +381,13 @@ def test_tracing_is_off_unless_asked_for() -> None:
     assert len(found(document, "ParentBasedSamplerConfig")) == 2
 
 
+def test_the_collector_is_not_asked_for_its_health() -> None:
+    """A collector is no peer: dialled by name though it be, no health check and no ejection is for it."""
+    clusters = rendered(EXAMPLE, "intake", otlp=TcpAddress("collector", 4317))["static_resources"]["clusters"]
+    (collector,) = (each for each in clusters if each["name"] == "otlp")
+    assert not {"health_checks", "outlier_detection"} & set(collector)
+
+
 def test_names_are_looked_up_again() -> None:
     """A sidecar dialled by name uses STRICT_DNS, and binds to every interface unless told where."""
     table = {
