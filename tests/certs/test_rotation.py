@@ -175,7 +175,7 @@ def test_root_key_elsewhere_is_asked_for(store: Path, tmp_path: Path, now: datet
 
 
 def test_ended_issuing_ca_goes(authority: Authority, now: datetime) -> None:
-    """A retired issuing CA is kept, and its list signed, until a day after its end; then it is removed with its key."""
+    """A retired issuing CA is kept, and its list signed, until its end; then it is removed with its key."""
     keep_issuing(authority, now=now, force=True)
     keep_issuing(authority, now=now + MINUTE)
     later = now + timedelta(days=60)
@@ -183,5 +183,5 @@ def test_ended_issuing_ca_goes(authority: Authority, now: datetime) -> None:
     keep_issuing(authority, now=later + MINUTE)
     keep_lists(authority, now=now + timedelta(days=89))
     assert len(authority.trust().issuers) == 3
-    keep_lists(authority, now=now + timedelta(days=92))
+    keep_lists(authority, now=now + timedelta(days=90, minutes=1))
     assert [issuer.version for issuer in authority.trust().issuers] == [3]
