@@ -120,7 +120,8 @@ class HostMesh:
 
     def watch(self, node: str) -> Any:
         """Keep *node*'s identity good."""
-        argv = ("watch", node, "--from", self.service, "--dir", "certs", "--json")
+        socket = str(self.home(node) / "sidecar/admin.sock")
+        argv = ("watch", node, "--from", self.service, "--dir", "certs", "--sidecar", socket, "--json")
         self.watches[node] = self._start(self.host(node), "blazen-certs", *argv, cwd=self.home(node))
         return self.watches[node].wait_for('"reached"', WAIT_SECS)
 

@@ -65,6 +65,7 @@ def test_two_leaf_lifetimes(hosts: HostMesh) -> None:
         # 130 s hold at least two renewals, each 36 to 40 s after the one before; what was issued is what is shown.
         assert len(serials) >= 3, serials
         assert serials[1:] == renewed[: len(serials) - 1], (serials, renewed)
+        assert hosts.events(node, "not-served") == []
     audit = [json.loads(line) for line in (hosts.root / "alpha/ca/audit.jsonl").read_text().splitlines()]
     assert {line["how"] for line in audit if line["event"] == "issued"} == {"service", "join", "renew"}
     assert [line["spiffe_id"].rpartition("/")[2] for line in audit if line["event"] == "code"] == list(HOST_OF)

@@ -19,7 +19,6 @@ from blazen_certs.cli.watch_from import watch_from
 from blazen_certs.remote import ServiceAddress
 from blazen_certs.upkeep import local_nodes
 from blazen_certs.watch import Watch
-from blazen_peer.errors import ValidationError
 
 __all__ = ["until_told", "watch"]
 
@@ -52,9 +51,7 @@ def watch(
       blazen-certs watch analyst --from 10.0.0.1:9443
     """
     if service is not None:
-        if sidecar:
-            raise ValidationError("--sidecar goes with a CA of this machine's own, not with --from")
-        watch_from(ServiceAddress.parse(service), directory, nodes, print_event if as_json else print_event_text)
+        watch_from(ServiceAddress.parse(service), directory, nodes, sidecar, print_event if as_json else print_event_text)
         return
     authority = Authority.open(directory, keys=root_keys(root_dir, passphrase_file))
     known = nodes or local_nodes(authority)

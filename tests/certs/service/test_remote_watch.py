@@ -45,10 +45,10 @@ class Events(list[dict[str, Any]]):
 
 
 @asynccontextmanager
-async def watching(node: Any) -> AsyncIterator[Events]:
+async def watching(node: Any, **options: Any) -> AsyncIterator[Events]:
     """Run a watch of *node* while entered."""
     events = Events()
-    task = asyncio.create_task(RemoteWatch(node.address, node.identity.path, log=events.tell).run())
+    task = asyncio.create_task(RemoteWatch(node.address, node.identity.path, log=events.tell, **options).run())
     try:
         yield events
     finally:
@@ -100,6 +100,20 @@ async def test_a_revocation_arrives_at_once(start_service: Start) -> None:
     assert serial(node) == before
     assert verify_identity(node.identity.path, at=datetime.now(UTC)).ok
     assert node.identity.path.joinpath("current").readlink() == Path("v2")
+
+
+async def test_a_sidecar_that_does_not_serve_it_is_said(start_service: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a publication the sidecar is asked; one that does not answer is no reason to issue anew, nor to stop."""
+    monkeypatch.setattr(remote_watch, "SERVED_SECS", 0.2)
+    service = await start_service()
+    node, other = await service.join("analyst"), await service.join("intake")
+    async with watching(node, sidecar=node.identity.path / "no.sock") as events:
+        await events.wait("reached")
+        service.revoke(other)
+        told = await events.wait("not-served")
+        assert "does not answer" in told["problem"]
+        await events.wait("trust")
+        assert not [event for event in events if event["event"] == "renewed"]
 
 
 async def test_a_join_meanwhile_is_not_undone(start_service: Start) -> None:
