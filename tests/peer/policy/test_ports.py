@@ -330,6 +330,22 @@ async def test_local_children(registry: Registry) -> None:
         assert (await run.wait()).result == expected
 
 
+async def test_local_children_that_are_started(registry: Registry) -> None:
+    """``Workflow.start`` in a step makes a child as ``run`` does: its class is no laxer."""
+
+    @registry.step("tells")
+    async def tells(event: StartEvent, ctx: Context) -> StopEvent:
+        return StopEvent(result=ctx.data_class)
+
+    inner = Workflow("child", ["tells"], registry=registry)
+
+    @registry.step("starts")
+    async def starts(event: StartEvent) -> StopEvent:
+        return StopEvent(result=(await inner.start(event.data).wait()).result)
+
+    assert (await Workflow("parent", ["starts"], registry=registry, data_class="personal").run(1)).result == "personal"
+
+
 @pytest.mark.parametrize("data_class", ["", "a b", "*", 5, b"x"], ids=repr)
 def test_declared_class(registry: Registry, data_class: Any) -> None:
     """A workflow declares the name of a class, or a function."""
