@@ -118,6 +118,18 @@ def test_renewal_is_served(start_sidecar: Callable[..., Any], authority: Authori
     assert sidecar.look().serials != {analyst.certificate.serial_number}
 
 
+def test_issue_asks_the_sidecar(
+    start_sidecar: Callable[..., Any], authority: Authority, analyst: IssuedIdentity, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``issue --sidecar`` too: 0 once the sidecar serves it; 1, with the reason, when a sidecar does not."""
+    sidecar = start_sidecar(analyst.path)
+    more = ["--sidecar", str(sidecar.admin), "--dir", str(authority.directory)]
+    assert main(["issue", "analyst", *more]) == 0
+    assert "sidecar      serves it" in capsys.readouterr().out
+    assert main(["issue", "gpu", "--region", "us", "--sidecar-secs", "0.2", *more]) == 1
+    assert "it is published, but the sidecar serves" in capsys.readouterr().err
+
+
 def test_sidecar_that_does_not_take_it(
     start_sidecar: Callable[..., Any],
     authority: Authority,
