@@ -67,6 +67,11 @@ def doctor(
     mesh = load_mesh(mesh_file)
     given = logs or []
     files = find_nodes(directory, config_dirs or ())
+    if not files and not given:
+        raise ValidationError(
+            f"no node's files are in {directory}: say where `blazen-mesh up` keeps its mesh with --dir, "
+            "or what the sidecar of this machine was given with --config-dir"
+        )
     visit = Visit(
         mesh,
         node,

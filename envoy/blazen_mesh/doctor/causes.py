@@ -197,6 +197,21 @@ _ENTRIES = (
         "give {caller} and {callee} the same token; the log of {callee}'s peer says what was wrong",
     ),
     Cause(
+        "no-policy",
+        "the peer enforces no policy: any workflow that it has can be called, with any data that the sidecars let in",
+        "start {callee}'s peer with --policy, and the policy.json that was rendered for it",
+    ),
+    Cause(
+        "policy-not-read",
+        "the peer cannot read its policy file, and goes on with the former",
+        "render {callee} anew, on its machine",
+    ),
+    Cause(
+        "stale-policy",
+        "the peer enforces another policy than this mesh file gives it",
+        "render {callee} anew from this mesh file, on its machine, or use the file that it was rendered from",
+    ),
+    Cause(
         "peer-down",
         "the peer behind the callee's sidecar does not run",
         "on {callee}'s machine: start its peer where peers.{callee}.listen says",

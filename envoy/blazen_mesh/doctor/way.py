@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from blazen_mesh.address import TcpAddress
-from blazen_mesh.doctor.calls import Answer, check_health, describe, secure_channel
+from blazen_mesh.doctor.calls import Answer, Described, check_health, describe, secure_channel
 from blazen_mesh.doctor.causes import ALERTS, VERIFY_CODES, readable
 from blazen_mesh.doctor.findings import Finding
 from blazen_mesh.doctor.handshake import CLOSED, SILENT, Handshake, connect, look_up, shake_hands
@@ -26,14 +27,17 @@ _REASON = "transport failure reason:"  # as the egress listener's local reply wr
 CLASS_HEADER = "x-blazen-data-class"
 
 
-async def walk(hop: Hop, callee: PeerId, identity: Identity | None, probing: Probing) -> list[Finding]:
+async def walk(
+    hop: Hop, callee: PeerId, identity: Identity | None, probing: Probing, *, policies: Collection[str]
+) -> list[Finding]:
     """Return what is found on *hop*, station by station; the first that is broken ends the walk.
 
     Args:
         callee: Whom the other end must be.
         identity: The caller's own; None where it cannot be read.
+        policies: The digests of the policies that the callee's peer may rightly enforce.
     """
-    walker = _Walk(hop, callee, identity, probing)
+    walker = _Walk(hop, callee, identity, probing, policies)
     found = await walker.port()
     found += await walker.to_the_sidecar()
     if not any(finding.state == "problem" for finding in found):
@@ -47,6 +51,7 @@ class _Walk:
     callee: PeerId
     identity: Identity | None
     probing: Probing
+    policies: Collection[str]
 
     async def port(self) -> list[Finding]:
         try:
@@ -77,7 +82,7 @@ class _Walk:
         if answer.status != "OK":
             return [await self._not_through(answer, begun)]
         found = [names.fine("call", "a health check through the egress port is answered by the peer")]
-        return [*found, await self._token()]
+        return found + await self._token()
 
     async def _to_place(self, place: TcpAddress) -> list[Finding]:
         """Go to one of the addresses of the callee's sidecar."""
@@ -207,26 +212,37 @@ class _Walk:
             return names.wrong("call", cause_at_callee(failure), f"{callee}'s log says of {serial}: {readable(failure)}")
         return names.wrong("call", "caller-refused", f"{answer.text}; the identity on disk would be taken")
 
-    async def _token(self) -> Finding:
+    async def _token(self) -> list[Finding]:
         names, hop = self.hop.names, self.hop
         environment = {} if hop.inject_token else self.probing.token
         for _ in range(2):  # the way is known to be good: what breaks on it now may hold the next time
             done = await self.probing.bounded(describe(hop.egress, hop.caller, self.probing.command_secs, environment))
             if done.kind != "Transport":
                 break
+        if done.kind is None:
+            how = "the port adds the token" if hop.inject_token else "the token is good"
+            return [names.fine("token", f"{how}; {done.text} answers"), self._enforced(done)]
         match done.kind:
-            case None:
-                how = "the port adds the token" if hop.inject_token else "the token is good"
-                return names.fine("token", f"{how}; {done.text} answers")
             case "Unauthenticated":
-                return names.wrong("token", "bad-token" if environment or hop.inject_token else "no-token", done.text)
+                return [names.wrong("token", "bad-token" if environment or hop.inject_token else "no-token", done.text)]
             case "PermissionDenied":
-                return names.wrong("token", "peer-refuses", done.text)
+                return [names.wrong("token", "peer-refuses", done.text)]
             case "Unsupported":
-                return names.unseen("token", "the peer has no describe call to try the token with", "run a workflow on it")
+                return [names.unseen("token", "the peer has no describe call to try the token with", "run a workflow on it")]
             case "NoAnswer":
-                return names.wrong("token", "no-answer", done.text)
-        return names.wrong("token", "call-failed", f"{done.kind}: {done.text}")
+                return [names.wrong("token", "no-answer", done.text)]
+        return [names.wrong("token", "call-failed", f"{done.kind}: {done.text}")]
+
+    def _enforced(self, done: Described) -> Finding:
+        """Return whether the peer itself enforces the policy that this mesh file gives it."""
+        names = self.hop.names
+        if done.policy is None:
+            return names.wrong("enforced", "no-policy", state="warning")
+        if done.policy["problem"]:
+            return names.wrong("enforced", "policy-not-read", str(done.policy["problem"]))
+        if done.policy["digest"] not in self.policies:
+            return names.wrong("enforced", "stale-policy", f"its digest is {done.policy['digest'][:12]}")
+        return names.fine("enforced", f"the peer enforces this mesh file's policy ({done.policy['digest'][:12]})")
 
 
 def _reason(error: BaseException) -> str:

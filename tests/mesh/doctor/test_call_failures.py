@@ -272,7 +272,7 @@ async def test_seen_from_the_caller_alone(start_pair: Any, examine: Any) -> None
     """With the caller's files only, every station of the hop is still walked; the callee's own state is not."""
     mesh = await start_pair()
     report = await examine(mesh, at=["intake"], node="intake")
-    assert [finding.state for finding in report.findings if finding.subject == HOP] == ["fine"] * 8
+    assert [finding.state for finding in report.findings if finding.subject == HOP] == ["fine"] * 9
     assert {finding.subject for finding in report.findings} == {"intake", HOP}
 
 

@@ -80,11 +80,12 @@ async def test_log_from_standard_input(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        pytest.param(["--node", "nobody"], 1, "there is no [peers.nobody]", id="no-such-node"),
+        pytest.param([], 2, "say where `blazen-mesh up` keeps its mesh with --dir", id="nothing-here"),
+        pytest.param(["--node", "nobody", "--log", EXAMPLE], 1, "there is no [peers.nobody]", id="no-such-node"),
         pytest.param(["--mesh", "/no/such"], 1, "/no/such: cannot be read", id="no-such-mesh"),
         pytest.param(["--config-dir", "{tmp}"], 2, "name what blazen-mesh render --out has written", id="no-config"),
         pytest.param(["--log", "/no/such"], 2, "/no/such: No such file", id="no-such-log"),
-        pytest.param(["--token-file", "/no/such"], 2, "--token-file /no/such is no file", id="no-such-token"),
+        pytest.param(["--token-file", "/no/such", "--log", EXAMPLE], 2, "--token-file /no/such is no file", id="no-such-token"),
         pytest.param(["--timeout", "0"], 2, "--timeout", id="no-time"),
     ],
 )

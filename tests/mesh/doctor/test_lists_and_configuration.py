@@ -141,7 +141,7 @@ async def test_configuration_that_is_behind(start_pair: Any, examine: Any, ports
     assert "it lacks egress intake on port" in finding(report, "stale-configuration", "analyst").detail
     assert "render intake anew" in finding(report, "stale-configuration", "intake").fix
     assert ("port", "egress-port-closed") in problems(report, "analyst -> intake")
-    assert problems(report) == []
+    assert problems(report) == [("enforced", "stale-policy")]
 
 
 async def test_configuration_that_is_too_wide(start_pair: Any, examine: Any, ports: Any) -> None:
@@ -160,7 +160,7 @@ async def test_each_data_class_is_a_hop(start_pair: Any, examine: Any, ports: An
     report = await examine(mesh)
     assert report.problems == ()
     for name in ("personal", "internal"):
-        assert [one.state for one in report.findings if one.subject == f"{HOP} ({name})"] == ["fine"] * 8
+        assert [one.state for one in report.findings if one.subject == f"{HOP} ({name})"] == ["fine"] * 9
 
 
 async def test_policy_denies_a_class(start_pair: Any, examine: Any, ports: Any) -> None:
@@ -174,7 +174,34 @@ async def test_policy_denies_a_class(start_pair: Any, examine: Any, ports: Any) 
     await mesh.start_sidecar("intake")
     report = await examine(mesh, at=["intake"])
     assert problems(report, f"{HOP} (internal)") == [("policy", "policy-denies")]
-    assert problems(report, f"{HOP} (personal)") == []
+    assert problems(report, f"{HOP} (personal)") == [("enforced", "stale-policy")]
+
+
+async def test_peer_without_policy(start_pair: Any, examine: Any) -> None:
+    """A peer that was not given its policy enforces none: a warning, since the sidecars still do."""
+    report = await examine(await start_pair(enforce=False), at=["intake"])
+    assert report.problems == ()
+    assert finding(report, "no-policy").state == "warning"
+
+
+async def test_policy_that_cannot_be_read(start_pair: Any, examine: Any) -> None:
+    """A policy file that is none any more leaves the former in force, and the caller's machine learns of it."""
+    mesh = await start_pair()
+    (mesh.root / "analyst" / "policy.json").write_text("{")
+    report = await examine(mesh, at=["intake"])
+    assert problems(report) == [("enforced", "policy-not-read")]
+    assert "render analyst anew" in finding(report, "policy-not-read").fix
+
+
+async def test_policy_that_is_behind(start_pair: Any, examine: Any, ports: Any) -> None:
+    """The mesh file lets a workflow through that the peer's policy does not have: seen from the caller's machine."""
+    newer = table(ports, ("intake", "analyst"), workflows=["work", "play"])
+    older = {**newer, "flows": [{**flow, "workflows": ["work"]} for flow in newer["flows"]]}
+    mesh = await start_pair(extra=older)
+    mesh.definition = parse_mesh(newer)
+    report = await examine(mesh, at=["intake"])
+    assert problems(report) == [("enforced", "stale-policy")]
+    assert problems(report, "intake") == [("configuration", "stale-configuration")]
 
 
 async def test_exception_that_has_ended(start_pair: Any, examine: Any, ports: Any) -> None:
