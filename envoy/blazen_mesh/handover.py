@@ -62,10 +62,11 @@ class Predecessor:
         self.turn, self._reader, self._writer = turn, reader, writer
 
     @classmethod
-    async def ask(cls, socket_path: Path, *, within_secs: float) -> Predecessor:
+    async def ask(cls, socket_path: Path, node: str, *, within_secs: float) -> Predecessor:
         """Ask it to hand its sidecar over; from now on it changes nothing.
 
         Args:
+            node: Whose sidecar it must be.
             within_secs: How long it may take: an Envoy that it has just replaced has to be gone first.
 
         Raises:
@@ -83,6 +84,9 @@ class Predecessor:
         if int(head[1]) != HTTPStatus.OK:
             writer.close()
             raise StartError(f"{who}it does not hand over: {body['why']}")
+        if body["node"] != node:
+            writer.close()
+            raise StartError(f"{who}it is the one of {body['node']}: give {node} a directory of its own")
         return cls(Turn(body["row"], body["epoch"]), reader, writer)
 
     async def dismiss(self) -> None:
@@ -98,9 +102,9 @@ class Predecessor:
         self._writer.close()
 
 
-async def hand_over(turn: Turn, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answer a successor with *turn*, and wait until it serves or has gone away; return whether it serves."""
-    answer(writer, HTTPStatus.OK, json.dumps({"row": turn.row, "epoch": turn.epoch}))
+async def hand_over(node: str, turn: Turn, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Answer a successor with *node* and *turn*, and wait until it serves or has gone away; return whether it serves."""
+    answer(writer, HTTPStatus.OK, json.dumps({"node": node, "row": turn.row, "epoch": turn.epoch}))
     with contextlib.suppress(OSError):
         return await reader.readline() == DONE
     return False

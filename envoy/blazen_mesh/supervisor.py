@@ -137,7 +137,9 @@ class Supervisor:
 
     async def _take_over(self) -> None:
         self._log("info", "taking over from the supervisor that runs here")
-        predecessor = await Predecessor.ask(self._home / SOCKET_NAME, within_secs=2 * self._settings.drain_secs + ASK_SECS)
+        predecessor = await Predecessor.ask(
+            self._home / SOCKET_NAME, self.status.node, within_secs=2 * self._settings.drain_secs + ASK_SECS
+        )
         try:
             await self._start(self._envoys.start(predecessor.turn.next()))
         except BaseException:
@@ -193,6 +195,8 @@ class Supervisor:
             await self._identity.count(envoy.admin)
             stuck = None if broken else await self._identity.refused(envoy.admin)
         self._note("identity", f"{broken}; Envoy goes on with the one before: issue another" if broken else stuck)
+        if unready != self.status.why_not:
+            self._log("warning" if unready else "info", f"not ready: {unready}" if unready else "ready again")
         self._set(why_not=unready, generation=self._generation.digest)
         why, self._replace_because = self._replace_because, None
         if self._generation.bootstrap != self._started_from:
@@ -272,7 +276,8 @@ class Supervisor:
         self._handing = True
         try:
             await self._envoys.let_go()  # Envoy lets a third one in only once the first has gone
-            if await hand_over(self._envoys.turn, reader, writer):
+            self._envoys.know_ports()
+            if await hand_over(self.status.node, self._envoys.turn, reader, writer):
                 self._taken_over = True
                 self._log("info", "another supervisor has taken over; calls in flight end here")
                 await self._server.stop(keep_name=True)
@@ -292,7 +297,9 @@ class Supervisor:
             elif self._envoys.current is not None:
                 self._log("info", f"draining: calls in flight have {self._settings.drain_secs:g} s")
                 self._set(state="draining", why_not="it is being stopped")
-                if not await self._envoys.drain():
+                idle = await self._envoys.drain()
+                await self._envoys.let_go()
+                if not idle:
                     self._log("warning", "calls that are still in flight are cut off")
                 await self._envoys.stop()
         finally:
