@@ -49,7 +49,7 @@ async def test_who_is_slow_is_cut_off(start_service: Start, sent: bytes | None) 
 
 async def test_connections_are_bounded(start_service: Start) -> None:
     """One address opens so many connections and no more; when they are gone, it may again."""
-    settings = replace(QUICK, max_connections_each=3, request_secs=20)
+    settings = replace(QUICK, max_connections_each=3, request_secs=120)
     service = await start_service(settings=settings)
     held = [await asyncio.open_connection(service.address.host, service.address.port, ssl=unchecked()) for _ in range(3)]
     for _, writer in held:
