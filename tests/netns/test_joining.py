@@ -16,6 +16,8 @@ from tests.netns.hosts import HostMesh
 
 HERE = Path(__file__).parent
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
 
 @pytest.fixture
 def hosts(make_network: Callable[..., Any], start_on: Callable[..., Any], tmp_path: Path) -> HostMesh:

@@ -16,7 +16,7 @@ from blazen_certs.pem import load_certificates, read_pem_file
 from blazen_mesh.binary import find_envoy
 from tests.netns.hosts import HOST_OF, HostMesh
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.slow, pytest.mark.timeout(400)]
 LIFETIME_SECS = 60
 
 
@@ -39,8 +39,6 @@ def bring_up(hosts: HostMesh, *, lifetime_hours: float = 24) -> None:
         hosts.peer(node)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_two_leaf_lifetimes(hosts: HostMesh, record_property: Callable[..., None]) -> None:
     """With leaves of a minute, no call of two minutes fails; each sidecar shows new certificates; one host has CA keys."""
     bring_up(hosts, lifetime_hours=LIFETIME_SECS / 3600)
