@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def bring_up(hosts: HostMesh, *, lifetime_hours: float = 24) -> None:
         hosts.peer(node)
 
 
-def test_two_leaf_lifetimes(hosts: HostMesh, record_property: Callable[..., None]) -> None:
+def test_two_leaf_lifetimes(hosts: HostMesh) -> None:
     """With leaves of a minute, no call of two minutes fails; each sidecar shows new certificates; one host has CA keys."""
     bring_up(hosts, lifetime_hours=LIFETIME_SECS / 3600)
     shown = {
@@ -54,7 +55,7 @@ def test_two_leaf_lifetimes(hosts: HostMesh, record_property: Callable[..., None
             assert process.process.poll() is None, process.log
         time.sleep(0.5)
     counted = [hosts.end_calls(caller) for caller in callers]
-    record_property("counted", counted)
+    logging.info("calls: %s", [found["calls"] for found in counted])
     assert [found["failures"] for found in counted] == [[], []]
     assert all(calls > 100 for found in counted for calls in found["calls"].values()), counted
     audit = [json.loads(line) for line in (hosts.root / "alpha/ca/audit.jsonl").read_text().splitlines()]
@@ -80,7 +81,7 @@ def test_two_leaf_lifetimes(hosts: HostMesh, record_property: Callable[..., None
     assert not ca_keys_under(hosts.root / "gamma")
 
 
-def test_a_revoked_node_is_refused_within_two_seconds(hosts: HostMesh, record_property: Callable[..., None]) -> None:
+def test_a_revoked_node_is_refused_within_two_seconds(hosts: HostMesh) -> None:
     """Within 2 s of ``revoke`` another host's sidecar takes no new connection of the node; the open one ends with its age."""
     bring_up(hosts)
     callers = {node: hosts.call(node, "gpu", interval_secs=0.02) for node in ("intake", "analyst")}
@@ -89,7 +90,7 @@ def test_a_revoked_node_is_refused_within_two_seconds(hosts: HostMesh, record_pr
     hosts.certs("alpha", "revoke", "analyst", "--dir", "ca")
     revoked_at = time.monotonic()
     refused_at = float(dialer.wait_for("refused", 30).split()[-1])
-    record_property("secs_from_revoke_to_refusal", refused_at - revoked_at)
+    logging.info("refused %.2f s after the command ended", refused_at - revoked_at)
     assert refused_at - revoked_at < 2
     callers["analyst"].wait_for("failed", 30)  # an open connection ends with its age, which is 5 s here
     told = json.loads(hosts.watches["analyst"].wait_for("Revoked", 30).splitlines()[-1])

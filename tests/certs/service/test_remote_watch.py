@@ -18,6 +18,7 @@ from blazen_certs.pem import load_certificates, read_pem_file
 from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import ServiceAddress
 from blazen_certs.remote_watch import RemoteWatch
+from blazen_certs.rotation import advance_rotation
 from blazen_certs.verify import verify_identity
 
 Start = Callable[..., Awaitable[Any]]
@@ -114,6 +115,33 @@ async def test_a_sidecar_that_does_not_serve_it_is_said(start_service: Start, mo
         assert "does not answer" in told["problem"]
         await events.wait("trust")
         assert not [event for event in events if event["event"] == "renewed"]
+
+
+async def test_follows_when_the_root_is_replaced(start_service: Start) -> None:
+    """It takes the new root when it is told, renews at once when the new root issues, and so lets each phase begin."""
+    service = await start_service()
+    node = await service.join("analyst")
+
+    async def until(phase: str) -> None:
+        async with asyncio.timeout(WAIT_SECS):
+            while (await asyncio.to_thread(advance_rotation, service.authority, now=datetime.now(UTC))).after.phase != phase:
+                pass  # as an operator who tries again
+
+    async with watching(node) as events:
+        await events.wait("reached")
+        old = (node.current / "bundle.crt").read_bytes()
+        await until("trust-both")
+        await events.wait("trust")
+        await until("issue-new")
+        assert (await events.wait("renewed"))["serial"] == serial(node)
+        await until("none")
+        for count in range(2, 10):
+            if old not in (node.current / "bundle.crt").read_bytes():
+                break
+            await events.wait("trust", count)
+        assert old not in (node.current / "bundle.crt").read_bytes()
+    assert verify_identity(node.identity.path, at=datetime.now(UTC), node_id="analyst").ok
+    assert [event["event"] for event in events if event["event"] in ("problem", "not-served")] == []
 
 
 async def test_a_join_meanwhile_is_not_undone(start_service: Start) -> None:
