@@ -1,4 +1,4 @@
-"""``docs/sidecar.md`` is true: its commands run in their order, against a real Envoy, and its numbers are the code's."""
+"""``docs/running-a-sidecar.md`` is true: its commands run in their order, against a real Envoy, and its numbers are the code's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blazen_mesh.sidecar import DRAIN_NOTICE_SECS, END_SECS
 from blazen_mesh.supervisor import FAILED_STARTS
 from blazen_mesh.watch import STUCK_SECS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sidecar.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "running-a-sidecar.md").read_text(encoding="utf-8")
 PORTS = ("15001", "15002", "50051", "50052", "16001")
 
 
