@@ -6,6 +6,7 @@ Every function here may block (disk, locks), and may be called from any thread.
 from __future__ import annotations
 
 import ssl
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -104,6 +105,7 @@ class ServiceIssuer:
         self._authority, self.lifetime, self._log = authority, lifetime, log
         self._codes = CodeBook.of(authority.directory)
         self._noted: OrderedDict[str, tuple[int, str, datetime]] = OrderedDict()
+        self._looking = threading.Lock()
         self._seen: tuple[object, ...] = ()
         self._served = _Served.of(authority.trust(), "")
 
@@ -123,13 +125,14 @@ class ServiceIssuer:
         Raises:
             BlazenError, OSError: It cannot be read; what was read last is still served.
         """
-        seen = self._marks()
-        if seen == self._seen:
-            return
-        trust = self._authority.trust()
-        own = [str(store.current_version(self._own(trust_domain))) for trust_domain in self._trust_domains(trust)]
-        self._served = _Served.of(trust, " ".join(own))
-        self._seen = seen
+        with self._looking:
+            seen = self._marks()
+            if seen == self._seen:
+                return
+            trust = self._authority.trust()
+            own = [str(store.current_version(self._own(trust_domain))) for trust_domain in self._trust_domains(trust)]
+            self._served = _Served.of(trust, " ".join(own))
+            self._seen = seen
 
     def tend(self) -> None:
         """Do what is due: sign revocation lists again, renew the service's own certificates.
@@ -248,6 +251,7 @@ class ServiceIssuer:
         return self._authority.sign(peer.node_id, key, lifetime=self.lifetime, dns_names=dns_names, region=region)
 
     def _granted(self, signed: SignedIdentity) -> dict[str, Any]:
+        self.look()  # so that the next answer to this node is not older than this one
         return {
             "certificate": signed.chain_pem.decode(),
             "version": files_version(signed.bundle_pem, signed.crl_pem),
