@@ -87,6 +87,25 @@ async def test_expired_list(start_pair: Any, examine: Any, short_dir: Path, both
         assert "on analyst's machine: blazen-mesh doctor --node analyst" in finding(report, "caller-refused").fix
 
 
+async def test_expired_list_of_the_caller(start_pair: Any, examine: Any, short_dir: Path) -> None:
+    """The caller's own list has ended: its sidecar refuses the callee, whose certificate is good."""
+    past = datetime.now(UTC) - timedelta(days=3)
+    authority = Authority.create(short_dir / "old", "mesh.test", now=past)
+    intake = authority.issue("intake", now=past, lifetime=timedelta(days=10)).path
+    mesh = await start_pair(identities={"intake": intake, "analyst": authority.issue("analyst").path})
+    report = await examine(mesh, at=["intake"])
+    assert problems(report) == [("tls", "caller-crl-expired")]
+    assert ("revocation", "crl-expired") in problems(report, "intake")
+
+
+async def test_callee_of_the_future(start_pair: Any, examine: Any, certificates: Authority) -> None:
+    """The callee's certificate begins in an hour: one of the clocks is wrong."""
+    later = certificates.issue("analyst", now=datetime.now(UTC) + timedelta(hours=1)).path
+    report = await examine(await start_pair(identities={"analyst": later}), at=["intake"])
+    assert ("tls", "callee-not-yet-valid") in problems(report)
+    assert "NTP" in finding(report, "callee-not-yet-valid").fix
+
+
 async def test_refused_secret(start_pair: Any, examine: Any) -> None:
     """A new version with a key that is not the certificate's: the sidecar refuses it and goes on with the former."""
     mesh = await start_pair()
