@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import ssl
 from collections.abc import Sequence
@@ -230,7 +231,10 @@ async def _exchange(
     except TimeoutError as error:
         raise ServiceError(f"{address} does not answer", "Unreachable") from error
     except OSError as error:
-        raise ServiceError(f"{address} is not reached: {error.strerror or error}", "Unreachable") from error
+        # asyncio's own text repeats the address and leaves the reason out.
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror or str(error)
+        raise ServiceError(f"{address} is not reached: {why}", "Unreachable") from error
     finally:
         if writer is not None:
             await close(writer)
