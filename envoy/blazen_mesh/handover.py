@@ -18,10 +18,14 @@ from blazen_mesh.sidecar import StartError
 from blazen_mesh.status import answer
 from blazen_mesh.succession import Turn
 
-__all__ = ["ASK_SECS", "Claim", "Predecessor", "hand_over", "part", "refuse"]
+__all__ = ["ASK_SECS", "Claim", "NotYetError", "Predecessor", "hand_over", "part", "refuse"]
 
 DONE, FAREWELL = b"done\n", b"bye\n"
 ASK_SECS = 10.0
+
+
+class NotYetError(StartError):
+    """The sidecar cannot be had now, and perhaps in a moment."""
 
 
 class Claim:
@@ -70,7 +74,8 @@ class Predecessor:
             within_secs: How long it may take: an Envoy that it has just replaced has to be gone first.
 
         Raises:
-            StartError: It does not answer, or will not.
+            NotYetError: It does not answer, or is not able to now.
+            StartError: It runs another node's sidecar.
         """
         who = f"another supervisor runs in {socket_path.parent}, and "
         try:
@@ -80,10 +85,10 @@ class Predecessor:
                 head = (await reader.readuntil(b"\r\n\r\n")).split()
                 body = json.loads(await reader.readline())
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
-            raise StartError(f"{who}it does not answer ({error or 'too slow'}): end it first") from None
+            raise NotYetError(f"{who}it does not answer ({error or 'too slow'}): end it first") from None
         if int(head[1]) != HTTPStatus.OK:
             writer.close()
-            raise StartError(f"{who}it does not hand over: {body['why']}")
+            raise NotYetError(f"{who}it does not hand over: {body['why']}")
         if body["node"] != node:
             writer.close()
             raise StartError(f"{who}it is the one of {body['node']}: give {node} a directory of its own")

@@ -287,6 +287,33 @@ async def test_supervisor_is_replaced_under_load(start_mesh: Any, node: str) -> 
     assert not alive(before)
 
 
+async def test_stopped_while_it_hands_over(start_mesh: Any) -> None:
+    """Told to end while another supervisor takes over, it lets that one have the sidecar first: no call fails."""
+    mesh = await start_mesh(sidecars=["intake"])
+    first = await mesh.supervise("analyst", "--drain-secs", "2")
+    async with load(mesh) as answers:
+        await until(lambda: len(answers) > 10)
+        second = await mesh.supervise("analyst", "--drain-secs", "2", ready=False)
+        await mesh.said("analyst", "another supervisor asks for it")
+        first.child.ask_to_end()
+        assert await first.ended() == 0
+        await second.until(lambda status: status["ready"])
+        seen = len(answers)
+        await until(lambda: len(answers) > seen + 10)
+
+
+async def test_started_while_another_one_ends(start_mesh: Any) -> None:
+    """Started while a supervisor drains, another one waits for its end, and starts afresh."""
+    mesh = await start_mesh(sidecars=["intake"])
+    first = await mesh.supervise("analyst")
+    first.child.ask_to_end()
+    await mesh.said("analyst", "draining")
+    second = await mesh.supervise("analyst", ready=False)
+    assert await first.ended() == 0
+    await second.until(lambda status: status["ready"])
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
 async def test_old_envoy_that_dies_on_its_way_out(start_mesh: Any) -> None:
     """The new Envoy lives on though the old one is killed before its time: another takes the order that was meant for it."""
     mesh = await start_mesh(sidecars=["intake"])
