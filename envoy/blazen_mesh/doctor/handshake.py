@@ -127,6 +127,8 @@ def _shake(address: TcpAddress, context: ssl.SSLContext, timeout_secs: float, *,
             return replace(done, verify_code=error.verify_code, verify_message=error.verify_message)
         except TimeoutError:
             return replace(done, failure=SILENT)
+        except ValueError as error:
+            return replace(done, failure=f"a certificate that cannot be read: {error}")
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             return replace(done, failure=CLOSED)
         except ssl.SSLError as error:

@@ -97,7 +97,7 @@ def span_text(span: timedelta) -> str:
 def _alternative_names(certificate: x509.Certificate, kind: type[x509.UniformResourceIdentifier | x509.DNSName]) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, ValueError):  # there are none, or none that can be read
         return []
     return [str(name) for name in names.get_values_for_type(kind)]
 

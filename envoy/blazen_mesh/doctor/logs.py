@@ -11,6 +11,7 @@ from typing import Any
 
 from blazen_mesh import limits
 from blazen_mesh.doctor.causes import cause_of_failure_text, readable
+from blazen_mesh.doctor.findings import printable
 from blazen_mesh.doctor.hops import Hop
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.routes import STREAMING
@@ -56,9 +57,9 @@ class Entry:
     fields: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """Return the field *name* as text; empty where there is none."""
+        """Return the field *name* as printable text; empty where there is none."""
         value = self.fields.get(name)
-        return "" if value in (None, "-") else str(value)
+        return "" if value in (None, "-") else printable(str(value))
 
 
 @dataclass(frozen=True, slots=True)

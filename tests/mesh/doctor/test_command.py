@@ -77,6 +77,23 @@ async def test_log_from_standard_input(
     assert [finding["cause"] for finding in found if finding["state"] == "problem"] == ["deadline"]
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_log_cannot_steer_the_terminal(options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What a stranger's certificate says of itself is printed without its control characters, and in full length never."""
+    entry = {
+        **{"time": "2099-01-01T00:00:00.000Z", "log": "connection", "node": "analyst", "hop": "ingress"},
+        **{"failure": "TLS_error:certificate_revoked", "peer_uri": f"spiffe://x/\x1b[31mred\x07{'x' * 5000}"},
+    }
+    (tmp_path / "log").write_text(json.dumps(entry))
+    given = ["doctor", "--mesh", EXAMPLE, "--dir", str(tmp_path / "none"), "--log", str(tmp_path / "log"), *options]
+    assert cli.main(given) == 1
+    shown = capsys.readouterr().out
+    assert "red" in shown
+    assert "\x1b" not in shown
+    assert "\\u001b" not in shown
+    assert shown.count("x") < 3000
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
