@@ -125,9 +125,8 @@ def keep_node(
     now = check_time(now)
     if store.current_version(store.node_directory(authority.directory, check_node_id(node_id))) is None:
         raise StoreError(f"{node_id} has no identity in {authority.directory}: make one with blazen-certs issue {node_id}")
-    trust = authority.fresh_trust(now)
-    with _record_locked(authority, node_id):  # or a revocation could slip in between the look and the new certificate
-        return _keep_node(authority, node_id, trust, now=now, force=force, lifetime=lifetime)
+    with _record_locked(authority, node_id):  # or a revocation could slip in between the look and what is published
+        return _keep_node(authority, node_id, authority.fresh_trust(now), now=now, force=force, lifetime=lifetime)
 
 
 def keep_nodes(authority: Authority, nodes: Iterable[str], *, now: datetime, force: bool = False) -> list[Kept]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from blazen_certs import Authority, CertificateError, Material, StoreError, publ
 from blazen_certs import store as layout
 from blazen_certs.crl import crl_number, revoked_serials
 from blazen_certs.facts import dns_names_of
+from blazen_certs.issuing import sign_list
 from blazen_certs.publish import read_material
 from blazen_certs.renewal import renewal_time
 from blazen_certs.upkeep import keep_lists, keep_node, keep_nodes, local_nodes, revoke_node, revoke_serial
@@ -123,6 +127,35 @@ def test_revoking_again_changes_nothing(authority: Authority, now: datetime) -> 
     done = revoke_node(authority, "analyst", now=now + 2 * HOUR)
     assert (done.revoked, len(done.already)) == ((), 1)
     assert revoked_serials(authority.trust().issuer().crl) == before
+
+
+def test_what_waits_for_a_revocation_sees_it(authority: Authority, now: datetime) -> None:
+    """Who keeps nodes while another command revokes renews no revoked node, and brings nobody the lists from before."""
+    issued = {node: authority.issue(node, now=now).certificate for node in ("analyst", "gpu")}
+    due = max(map(renewal_time, issued.values())) + timedelta(seconds=1)
+    records = [layout.issued_directory(authority.directory, node) for node in issued]
+    with ThreadPoolExecutor(2) as threads:
+        with layout.locked(records[0]), layout.locked(records[1]):
+            waiting = [threads.submit(keep_node, authority, node, now=due) for node in issued]
+            deadline = time.monotonic() + 30
+            while any(_open_here(record) < 2 for record in records):  # ours, and that of who waits for the lock
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            sign_list(authority.trust().issuer(), now=due, revoke={issued["analyst"].serial_number: due})
+        analyst, gpu = (task.result() for task in waiting)
+    assert (analyst.action, gpu.action) == ("revoked", "renewed")
+    for node in issued:
+        path = layout.node_directory(authority.directory, node)
+        assert read_material(path).crl_pem == authority.trust().crl_pem
+
+
+def _open_here(directory: Path) -> int:
+    """Return how many of this process's descriptors are open on *directory*."""
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found += descriptor.readlink() == directory.resolve()
+    return found
 
 
 def test_one_certificate_by_its_serial(authority: Authority, now: datetime) -> None:
