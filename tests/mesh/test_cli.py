@@ -70,7 +70,7 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "envoy.json",
             "lds.json",
             "cds.json",
-            "rds/ingress.json",
+            "rds.json",
             "peers.json",
             "policy.json",
             "sidecar-proof",

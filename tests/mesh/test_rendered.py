@@ -139,7 +139,7 @@ def test_envoy_takes_it(mesh: Mesh, node: str, envoy: Path) -> None:
 
 
 @pytest.mark.envoy
-@pytest.mark.parametrize("name", ["envoy.json", "lds.json", "cds.json", "rds/ingress.json"])
+@pytest.mark.parametrize("name", ["envoy.json", "lds.json", "cds.json", "rds.json"])
 def test_envoy_is_really_asked(name: str, envoy: Path) -> None:
     """What Envoy does not understand is reported with its reason, in whichever file it stands."""
     files = render_node(EXAMPLE, "intake", PATHS)

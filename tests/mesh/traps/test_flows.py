@@ -157,8 +157,7 @@ async def test_a_way_that_goes_ends_no_call(mesh: Any, put_in_place: Any) -> Non
     await begun.wait()
     await put_in_place(mesh, "analyst", mesh.definition.model_copy(update={"connection_age_secs": 1800}))
     done = await put_in_place(mesh, "intake", mesh.definition.model_copy(update={"flows": ()}))
-    assert "rds/egress+analyst.json" in done.changed
-    assert not (mesh.root / "intake" / "rds" / "egress+analyst.json").exists()
+    assert {"cds.json", "lds.json"} <= set(done.changed)
     host, port = mesh.egress("intake", "analyst").split(":")
 
     async def closed() -> bool:
@@ -207,9 +206,9 @@ def test_the_same_again_changes_nothing(short_dir: Any) -> None:
     times = {name: (short_dir / name).stat().st_mtime_ns for name in mesh_files}
     assert publish(mesh_files, short_dir, envoy=None).changed == ()
     assert {name: (short_dir / name).stat().st_mtime_ns for name in mesh_files} == times
-    fewer = {name: text for name, text in mesh_files.items() if name != "rds/egress+analyst.json"}
-    assert publish(fewer, short_dir, envoy=None).changed == ("rds/egress+analyst.json",)
-    assert not (short_dir / "rds" / "egress+analyst.json").exists()
+    fewer = {name: text for name, text in mesh_files.items() if name != "sds/leaf.json"}
+    assert publish(fewer, short_dir, envoy=None).changed == ("sds/leaf.json",)
+    assert not (short_dir / "sds" / "leaf.json").exists()
 
 
 async def test_regions_have_trust_domains_of_their_own(start_mesh: Any, ports: Callable[[], int], short_dir: Any) -> None:

@@ -71,7 +71,7 @@ async def test_trap_11_a_match_alone_takes_two(classed: Any, direct: Direct, wal
     """Envoy's header matchers are content when one value of two fits: the rule that it came once is what refuses them."""
 
     def matchers_alone(documents: dict[str, Any]) -> None:
-        for item in walk(documents["rds/ingress.json"]):
+        for item in walk(documents["rds.json"]):
             item.pop("condition", None)
 
     await classed.start_sidecar("analyst", alter=matchers_alone)

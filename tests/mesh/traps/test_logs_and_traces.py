@@ -50,6 +50,19 @@ async def test_trap_18_a_failed_call_says_so(mesh: Any) -> None:
         assert entry["grpc_status"] == "NotFound"
 
 
+async def test_health_checks_are_logged_when_they_fail(mesh: Any) -> None:
+    """Other sidecars ask for health every few seconds: the ingress writes a line of it only when the answer is a failure."""
+    stub = health_pb2_grpc.HealthStub(mesh.channel("intake", "analyst"))
+    await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    await mesh.call("intake", "analyst")
+    await mesh.wait_log("analyst", log="call")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Check(health_pb2.HealthCheckRequest(service="no.such"), timeout=10)
+    entries = await mesh.wait_log("analyst", count=2, log="call")
+    told = [(entry["method"].rpartition("/")[2], entry["grpc_status"]) for entry in entries]
+    assert told == [("InvokeSubWorkflow", "OK"), ("Check", "NotFound")]
+
+
 async def test_trap_18_without_the_setting_ids_part(start_mesh: Any, walk: Any) -> None:
     """Envoy makes a request id of its own at every hop unless told to keep what came."""
 

@@ -67,7 +67,7 @@ async def two_processes() -> AsyncIterator[Callable[[str], Any]]:
 def broadly(walk: Walk) -> Callable[[dict[str, Any]], None]:
     def alter(documents: dict[str, Any]) -> None:
         for name, document in documents.items():
-            for item in walk(document) if name.startswith("rds/") else ():
+            for item in walk(document) if name in ("lds.json", "rds.json") else ():
                 if "retry_on" in item:
                     item["retry_on"] = "connect-failure,refused-stream,reset,unavailable"
 
@@ -120,7 +120,7 @@ async def test_trap_02_a_long_call_is_not_cut(start_mesh: Any, walk: Walk) -> No
     """A call of 17 s without a deadline passes; with a route's own default it is cut after 15 s, and looks UNAVAILABLE."""
 
     def defaults(documents: dict[str, Any]) -> None:
-        for item in walk(documents["rds/egress+analyst.json"]):
+        for item in walk(documents["lds.json"]):
             if "retry_policy" in item:
                 del item["timeout"], item["max_stream_duration"]
 
