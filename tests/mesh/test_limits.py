@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -131,3 +132,20 @@ async def test_deadlines_eject_nobody(start_mesh: Any, ports: Callable[[], int])
     assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}
     found = await mesh.sidecars["analyst"].admin.stats(r"outlier_detection\.ejections_active$")
     assert set(found.values()) == {0}
+
+
+def watches(pid: int) -> int:
+    """Return how many inotify instances a process has, of the 128 that Linux gives a user by default."""
+    return sum("inotify" in str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+async def test_ways_cost_no_watches(start_mesh: Any) -> None:
+    """However many peers and ways there are, Envoy watches the same few files: without a watch to get it would end."""
+    small = await start_mesh(("intake", "analyst"), (("intake", "analyst"),), stand_ins=False, sidecars=["intake"])
+    few = watches(small.sidecars["intake"].child.pid)
+    await small.sidecars["intake"].stop()  # it would take up the files of the next one
+    nodes = ["intake", *(f"peer-{number}" for number in range(40))]
+    flows = [pair for node in nodes[1:] for pair in (("intake", node), (node, "intake"))]
+    identities = dict.fromkeys(nodes[1:], small.identities["analyst"])
+    large = await start_mesh(nodes, flows, identities=identities, stand_ins=False, sidecars=["intake"])
+    assert watches(large.sidecars["intake"].child.pid) == few <= 12
