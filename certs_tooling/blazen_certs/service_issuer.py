@@ -23,6 +23,7 @@ from blazen_certs.crl import is_revoked, revoked_serials
 from blazen_certs.errors import CodeError
 from blazen_certs.facts import dns_names_of, sha256, time_text
 from blazen_certs.issued import note_shown, read_issued
+from blazen_certs.issuing_renewal import keep_issuing
 from blazen_certs.remote import files_version, service_peer
 from blazen_certs.service_audit import write_audit
 from blazen_certs.service_tls import TellingConnection
@@ -105,6 +106,7 @@ class ServiceIssuer:
         self._authority, self.lifetime, self._log = authority, lifetime, log
         self._codes = CodeBook.of(authority.directory)
         self._noted: OrderedDict[str, tuple[int, str, datetime]] = OrderedDict()
+        self._said: dict[str, str] = {}
         self._looking = threading.Lock()
         self._seen: tuple[object, ...] = ()
         self._served = _Served.of(authority.trust(), "")
@@ -135,7 +137,9 @@ class ServiceIssuer:
             self._seen = seen
 
     def tend(self) -> None:
-        """Do what is due: sign revocation lists again, renew the service's own certificates.
+        """Do what is due: sign revocation lists again, renew the service's own certificates, and the issuing CAs.
+
+        An issuing CA whose root's key is not at hand is in the log, with what to do.
 
         Raises:
             BlazenError, OSError: It cannot be done; what there is goes on being served.
@@ -146,6 +150,13 @@ class ServiceIssuer:
         for region in trust.regions:
             if trust.issuer(region).has_key:
                 self._keep_own(trust.issuer(region), now)
+        for step in keep_issuing(self._authority, now=now):
+            said = f"{step.action}: {step.detail}"
+            if step.action != "kept" and self._said.get(step.region) != said:
+                self._log(
+                    {"time": time_text(now), "event": f"issuing-{step.action}", "region": step.region, "detail": step.detail}
+                )
+            self._said[step.region] = said
         self.look()
 
     def context(self, refused: Callable[[str], None]) -> ssl.SSLContext:

@@ -18,8 +18,10 @@ from blazen_certs import Authority, store
 from blazen_certs.errors import ServiceError
 from blazen_certs.facts import dns_names_of, public_key_sha256, uris_of
 from blazen_certs.issued import read_shown
+from blazen_certs.issuing_renewal import coming_issuer
 from blazen_certs.join import join
-from blazen_certs.pem import load_certificates, split_pem
+from blazen_certs.keys import RootKeys
+from blazen_certs.pem import load_certificates, load_crl, read_pem_file, split_pem
 from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import RemoteService, ServiceAddress, files_version
 from blazen_certs.remote_request import request_pem
@@ -284,6 +286,29 @@ async def test_the_service_renews_its_own_certificate(start_service: Start) -> N
         while await asyncio.to_thread(service_serial, service.address) == first:
             pass
     assert [line["how"] for line in service.of("issued")][:2] == ["service", "service"]
+
+
+async def test_the_service_renews_issuing_cas(start_service: Start, tmp_path: Path) -> None:
+    """An issuing CA that is due gets a successor, whose list the nodes are told of, with nothing else beside the service."""
+    authority = Authority.create(tmp_path / "ca", "mesh.test", now=datetime.now(UTC) - timedelta(days=70))
+    service = await start_service(authority=authority)
+    node = await service.join("analyst")
+    coming = coming_issuer(authority.trust(), "mesh")
+    assert coming is not None
+    assert coming.certificate.subject in [load_crl(block).issuer for block in read_pem_file(node.current / "crl.pem")]
+    assert [event["region"] for event in service.of("issuing-prepared") + service.of("issuing-activated")] == ["mesh"]
+
+
+async def test_a_root_key_that_is_missed_is_said(start_service: Start, tmp_path: Path) -> None:
+    """Where a due issuing CA cannot be renewed, the log says once what to do, and the service goes on."""
+    keys = RootKeys(tmp_path / "safe")
+    authority = Authority.create(tmp_path / "ca", "mesh.test", keys=keys, now=datetime.now(UTC) - timedelta(days=70))
+    settings = ServiceSettings(look_secs=0.02, tend_secs=0.02)
+    service = await start_service(authority=Authority.open(authority.directory), settings=settings)
+    await service.join("analyst")
+    await service.join("gpu")
+    (event,) = service.of("issuing-failed")
+    assert "run blazen-certs renew --issuing, before" in event["detail"]
 
 
 async def test_a_store_that_breaks_is_said_and_survived(start_service: Start) -> None:
