@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class Running:
     project: str
     jaeger_port: int
     compose: DockerCompose
-    secs: dict[str, float] = field(default_factory=dict)
 
     def jaeger(self, path: str) -> Any:
         """What Jaeger's API gives for *path*; None where it gives nothing."""
@@ -133,13 +132,9 @@ def mesh(engine: str) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPOSE_PROJECT_NAME", project)
         patch.setenv("JAEGER_PORT", str(port))
-        began = time.monotonic()
-        docker("build", "--quiet", "-f", "service/Dockerfile", "--target", "peer", "-t", "blazen-peer", *ca(), ".", secs=600)
         running = Running(project, port, DockerCompose(ROOT, "compose.yaml", build=True, wait=True))
-        running.secs["images"] = time.monotonic() - began
         try:
             running.compose.start()
-            running.secs["up"] = time.monotonic() - began
             yield running
         except subprocess.CalledProcessError as error:
             logs = running.run("logs", "--no-color", "--tail", "20", check=False).stdout
@@ -166,12 +161,6 @@ def network(engine: str) -> Iterator[Callable[[], str]]:
 
     yield make
     docker("network", "rm", "--force", name)
-
-
-def ca() -> list[str]:
-    """The option that gives a build this machine's CA bundle, where it has one of its own."""
-    bundle = os.environ.get("CA_BUNDLE")
-    return ["--secret", f"id=ca,src={bundle}"] if bundle else []
 
 
 @pytest.fixture
