@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from blazen_mesh.mesh import load_mesh
+
 ROOT = Path(__file__).parents[2]
 STAND_INS = Path(__file__).parent / "stand_ins"
 COMPOSE_FILES = ("compose.yaml", "compose.node.yaml")
@@ -87,3 +89,15 @@ def test_regions_lead_nowhere() -> None:
     assert {name for name, table in networks.items() if table.get("internal") is not True} == {"page"}
     stands = {service for service, table in services("compose.yaml").items() if "page" in (table.get("networks") or ())}
     assert stands == {"jaeger"}
+
+
+def test_the_mesh_file_is_right() -> None:
+    """Each node of the mesh file has its three services, and its sidecar is dialled by a name that a network knows."""
+    mesh = load_mesh(ROOT / "envoy" / "compose" / "mesh.toml")
+    found = services("compose.yaml")
+    for node, peer in mesh.peers.items():
+        assert {node, f"{node}-sidecar", f"{node}-node"} <= set(found)
+        networks = found[f"{node}-node"]["networks"].values()
+        assert peer.sidecar.host in {alias for table in networks for alias in table["aliases"]}
+        assert found[node]["environment"]["BLAZEN_REGION"] == peer.region
+        assert peer.region in found[f"{node}-node"]["networks"]
