@@ -6,7 +6,7 @@ DOC    ?=
 PIN    := --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
           --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
-.PHONY: help demo test check bench proto lock clean
+.PHONY: help demo test check bench soak proto lock clean
 .DEFAULT_GOAL := help
 
 help:                ## show this
@@ -39,6 +39,9 @@ bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/streaming.py
 	@$(BIN)/python bench/deref.py
 	@$(BIN)/python bench/waiting_runs.py
+
+soak: $(VENV)/.ready  ## lose nothing while everything is replaced under load, for 60 s; SECS=N
+	@$(BIN)/python bench/soak.py --secs $(or $(SECS),60)
 
 proto: $(VENV)/.ready ## regenerate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/blazen_peer/transport/proto/*.proto

@@ -112,6 +112,12 @@ class ConsoleCommand:
 
     def run(self, cwd: Path, env: Mapping[str, str] | None = None) -> None:
         """Run it in a shell; it must end with its code and print what is shown, where ``...`` stands for anything."""
+        got = self.output(cwd, env)
+        if self.shown:
+            assert _matches(self.shown, got), f"{self.command}\n--- shown\n{self.shown}\n--- printed\n{got}"
+
+    def output(self, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+        """Run it in a shell; it must end with its code. Return what it prints."""
         done = subprocess.run(
             ["/bin/sh", "-c", self.command],
             cwd=cwd,
@@ -123,9 +129,7 @@ class ConsoleCommand:
             check=False,
         )
         assert done.returncode == self.code, f"{self.command}\n{done.stdout}"
-        got = _trimmed(done.stdout)
-        if self.shown:
-            assert _matches(self.shown, got), f"{self.command}\n--- shown\n{self.shown}\n--- printed\n{got}"
+        return _trimmed(done.stdout)
 
 
 def _matches(shown: str, printed: str) -> bool:

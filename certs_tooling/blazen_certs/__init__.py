@@ -8,8 +8,9 @@
 
 Who reads what: ``profile`` and ``crl`` say what a certificate and a revocation list of ours hold, ``chain`` and ``checks``
 whether a finished one is right, ``pem`` is the one door for files, ``store`` the layout on disk, ``publish`` the one door to a
-node's directory. ``trust``, ``keys`` and ``issuing`` are the CAs, ``issued`` the record, ``authority`` puts these together;
-``verify`` and ``describe`` are what the commands of those names show.
+node's directory. ``trust``, ``keys`` and ``issuing`` are the CAs, ``issued`` the record, ``authority`` puts these together.
+``renewal`` says when, ``upkeep`` does it, ``issuing_renewal`` and ``rotation`` replace CAs in guarded steps, ``watch`` runs it;
+``node_state``, ``status``, ``verify`` and ``describe`` look, ``sidecar`` asks an Envoy what it serves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from blazen_certs.keys import RootKeys
 from blazen_certs.profile import LeafRequest, build_issuing, build_leaf, build_root
 from blazen_certs.publish import Material, publish_identity
 from blazen_certs.trust import Issuer, Root, Trust, read_trust
+from blazen_certs.upkeep import Kept, Revocation, keep_lists, keep_node, revoke_node, revoke_serial
 from blazen_certs.verify import Report, verify_identity
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "Check",
     "IssuedIdentity",
     "Issuer",
+    "Kept",
     "LeafRequest",
     "Material",
     "Report",
+    "Revocation",
     "Root",
     "RootKeys",
     "SignedIdentity",
@@ -42,7 +46,11 @@ __all__ = [
     "build_issuing",
     "build_leaf",
     "build_root",
+    "keep_lists",
+    "keep_node",
     "publish_identity",
     "read_trust",
+    "revoke_node",
+    "revoke_serial",
     "verify_identity",
 ]

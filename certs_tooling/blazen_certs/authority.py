@@ -275,6 +275,8 @@ def _region(certificate: x509.Certificate, trust: Trust) -> str | None:
 
 
 def _no_authority(directory: Path) -> StoreError:
+    if (directory / "ca" / "ca.crt").exists():
+        return StoreError(f"{directory} holds a CA of version 0.1.0, without issuing CAs: make a new one, in another --dir")
     return StoreError(
         f"there is no CA in {directory}: make one with blazen-certs init --trust-domain NAME, or name it with --dir"
     )

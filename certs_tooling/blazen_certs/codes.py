@@ -190,6 +190,8 @@ class CodeBook:
             found = json.loads((self.directory / f"{code_id}.json").read_bytes())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise StoreError(f"{self.directory / code_id}.json is damaged: remove it") from error
         return CodeRecord(**{**found, "dns_names": tuple(found["dns_names"])})
 
     def _write(self, code_id: str, record: CodeRecord) -> None:

@@ -10,6 +10,7 @@ from cryptography import x509
 
 from blazen_certs.facts import (
     dns_names_of,
+    extension,
     is_ca,
     key_type_text,
     name_text,
@@ -73,9 +74,21 @@ def _certificate(certificate: x509.Certificate, now: datetime) -> dict[str, Any]
         "not_after": time_text(certificate.not_valid_after_utc),
         "seconds_left": int((certificate.not_valid_after_utc - now).total_seconds()),
         "purposes": purposes_of(certificate),
+        **_limits(certificate),
         **_key(certificate.public_key()),
         "sha256": sha256(certificate),
     }
+
+
+def _limits(certificate: x509.Certificate) -> dict[str, Any]:
+    """Return what a CA may issue: how many CAs below it (None: any number), and which names (absent: any)."""
+    basic, names = extension(certificate, x509.BasicConstraints), extension(certificate, x509.NameConstraints)
+    found: dict[str, Any] = {"path_length": basic.value.path_length} if basic is not None and basic.value.ca else {}
+    if names is not None:
+        found["may_name"] = [str(name.value) for name in names.value.permitted_subtrees or []]
+        found["may_not_name"] = [str(name.value) for name in names.value.excluded_subtrees or []]
+        found["names_critical"] = names.critical
+    return found
 
 
 def _crl(crl: x509.CertificateRevocationList, now: datetime) -> dict[str, Any]:

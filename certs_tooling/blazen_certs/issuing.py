@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -23,8 +23,6 @@ from blazen_certs.trust import Issuer, Trust
 from blazen_peer.identity import PeerId
 
 __all__ = ["create_authority", "new_issuing_files", "new_root", "remove_ended", "sign_list", "sign_lists"]
-
-_KEPT_AFTER_END = timedelta(days=1)
 
 
 def create_authority(directory: Path, trust_domain: str, regions: tuple[str, ...], keys: RootKeys, *, now: datetime) -> None:
@@ -133,10 +131,9 @@ def sign_lists(trust: Trust, *, now: datetime, force: bool = False) -> list[Issu
 
 
 def remove_ended(trust: Trust, *, now: datetime) -> None:
-    """Remove issuing CAs that ended more than a day ago and issue no more: nothing of theirs is valid."""
+    """Remove issuing CAs that ended and issue no more, with their lists: nothing of theirs is valid."""
     for issuer in trust.issuers:
-        ended = issuer.certificate.not_valid_after_utc + _KEPT_AFTER_END < now
-        if ended and issuer.version < trust.current[issuer.region]:
+        if issuer.certificate.not_valid_after_utc < now and issuer.version < trust.current[issuer.region]:
             store.remove_version(issuer.directory.parent, issuer.version)
 
 

@@ -69,6 +69,11 @@ def keep_issuing(authority: Authority, *, now: datetime, force: bool = False) ->
         OSError: The disk, or the rights, do not allow it.
     """
     now = check_time(now)
+    with store.locked(authority.directory):  # two that renew or rotate at once would each make a CA
+        return _keep_issuing(authority, now, force)
+
+
+def _keep_issuing(authority: Authority, now: datetime, force: bool) -> list[IssuingStep]:
     steps = [_step(authority, authority.trust(), region, now, force) for region in authority.trust().regions]
     if any(step.action == "prepared" for step in steps):
         keep_lists(authority, now=now)

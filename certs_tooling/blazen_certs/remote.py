@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import ssl
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ __all__ = ["Granted", "RemoteService", "ServiceAddress", "TrustFiles", "fetch_ro
 
 CONNECT_SECS = 3.0
 ANSWER_SECS = 15.0
+NEWS_SECS = 5.0  # on top of the wait for them: a connection that died in silence is noticed this late
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 
 
@@ -153,7 +155,7 @@ class RemoteService:
         Raises:
             ServiceError, OSError: As ``renew``.
         """
-        body = await self._ask("/v1/trust", {"known": known, "wait_secs": wait_secs}, ANSWER_SECS + wait_secs)
+        body = await self._ask("/v1/trust", {"known": known, "wait_secs": wait_secs}, wait_secs + NEWS_SECS)
         return None if body.get("version") == known and not body.get("renew") else _trust(body)
 
     async def _ask(self, path: str, body: dict[str, Any], secs: float = ANSWER_SECS) -> dict[str, Any]:
@@ -222,14 +224,17 @@ async def _exchange(
         raise ServiceError(f"{address} refused the connection: {said}", "Handshake") from error
     except EOFError as error:
         raise ServiceError(
-            f"{address} hung up without an answer: it is busy, or no certificate service", "Malformed"
+            f"{address} hung up without an answer: it ends, is busy, or is no certificate service", "Unreachable"
         ) from error
     except MalformedError as error:
         raise ServiceError(f"{address} gave no answer of a certificate service: {error}", "Malformed") from error
     except TimeoutError as error:
         raise ServiceError(f"{address} does not answer", "Unreachable") from error
     except OSError as error:
-        raise ServiceError(f"{address} is not reached: {error.strerror or error}", "Unreachable") from error
+        # asyncio's own text repeats the address and leaves the reason out.
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror or str(error)
+        raise ServiceError(f"{address} is not reached: {why}", "Unreachable") from error
     finally:
         if writer is not None:
             await close(writer)

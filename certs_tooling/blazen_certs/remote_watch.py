@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from blazen_certs.publish import Material, publish_identity, read_material
 from blazen_certs.remote import RemoteService, ServiceAddress, files_version
 from blazen_certs.remote_request import request_pem
 from blazen_certs.renewal import renewal_time
+from blazen_certs.sidecar import look_at_sidecar, wait_until_served
 from blazen_peer.errors import BlazenError, ValidationError
 from blazen_peer.identity import PeerId
 
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteWatch"]
 
-WAIT_SECS = 10.0  # for news; a connection that died in silence is noticed this late, and the margin of an answer later
+WAIT_SECS = 10.0  # for news
 FIRST_RETRY_SECS, LAST_RETRY_SECS = 0.25, 5.0
 REFUSED_RETRY_SECS = 10.0
+SERVED_SECS = 10.0
 _JITTER = 0.1
 
 
@@ -64,14 +67,23 @@ class RemoteWatch:
     Args:
         address: The service.
         directory: The node's: ``nodes/<node>``, in which ``join`` put its first identity.
-        log: Takes what happened: ``time``, ``event`` (``reached``, ``renewed``, ``trust``, ``problem``; the same problem comes
-            once), ``node``, and what that event has.
+        sidecar: The admin socket of its sidecar, which is asked after each publication whether it serves that; None: nobody is.
+        log: Takes what happened: ``time``, ``event`` (``reached``, ``renewed``, ``trust``, ``not-served``, ``problem``; the
+            same problem comes again only when half of the time that was left is gone), ``node``, and what that event has.
     """
 
-    def __init__(self, address: ServiceAddress, directory: Path, *, log: Callable[[dict[str, Any]], None]) -> None:
-        self._address, self._directory, self._log = address, directory, log
+    def __init__(
+        self,
+        address: ServiceAddress,
+        directory: Path,
+        *,
+        log: Callable[[dict[str, Any]], None],
+        sidecar: Path | None = None,
+    ) -> None:
+        self._address, self._directory, self._log, self._sidecar = address, directory, log, sidecar
+        self._anew = False
         self._problem: str | None = ""  # None: none; empty: nothing was said yet
-        self._failures = 0
+        self._failures = self._told_left = 0
 
     async def run(self) -> None:
         """Go on until cancelled.
@@ -96,14 +108,15 @@ class RemoteWatch:
             raise ServiceError(f"the certificate ended {ended}: join again, with a new code", "Ended")
         service = self._service(held)
         due = renewal_time(held.leaf)
-        if now >= due:
+        if now >= due or self._anew:
             await self._renew(service, held)
             return
         # The first answer, also after trouble, comes without waiting: it says that the service is there.
         wait_secs = min(WAIT_SECS, (due - now).total_seconds()) if self._problem is None else 0
         news = await service.trust(held.version, wait_secs=wait_secs)
+        held = self._read()  # again: meanwhile a ``join`` may have put another certificate there
         if news is not None and files_version(news.bundle, news.crl) != held.version:
-            self._publish(held.material.beside(bundle_pem=news.bundle, crl_pem=news.crl), held.peer)
+            await self._publish(held.material.beside(bundle_pem=news.bundle, crl_pem=news.crl), held.peer)
             self._tell("trust", version=news.version)
         if news is not None and news.renew:
             await self._renew(self._service(self._read()), held)
@@ -112,7 +125,7 @@ class RemoteWatch:
         key = ec.generate_private_key(ec.SECP256R1())
         granted = await service.renew(request_pem(held.peer, key))
         material = Material(granted.certificate, private_key_pem(key), granted.trust.bundle, granted.trust.crl)
-        self._publish(material, held.peer)
+        await self._publish(material, held.peer)
         leaf = self._read().leaf
         self._tell("renewed", serial=f"{leaf.serial_number:x}", not_after=time_text(leaf.not_valid_after_utc))
 
@@ -132,9 +145,21 @@ class RemoteWatch:
         identity = self._directory / f"v{store.current_version(self._directory)}"
         return RemoteService(self._address, held.peer.trust_domain, roots, identity=identity, crls=held.lists)
 
-    def _publish(self, material: Material, peer: PeerId) -> None:
+    async def _publish(self, material: Material, peer: PeerId) -> None:
+        """Publish what was checked, and ask the sidecar. After what it refuses comes a new certificate, never the old one."""
+        before = None if self._sidecar is None else await asyncio.to_thread(look_at_sidecar, self._sidecar)
         now = datetime.now(UTC)
         publish_identity(self._directory, material, node_id=peer.node_id, trust_domain=peer.trust_domain, now=now)
+        self._anew = False
+        if self._sidecar is None or before is None:
+            return
+        roots = load_certificates(split_pem(material.bundle_pem, store.BUNDLE))
+        serial = self._read().leaf.serial_number
+        served = partial(wait_until_served, self._sidecar, serial, roots, before=before, secs=SERVED_SECS)
+        if (problem := await asyncio.to_thread(served)) is not None:
+            after = await asyncio.to_thread(look_at_sidecar, self._sidecar)
+            self._anew = before.problem is None and after.problem is None and after.refused > before.refused
+            self._tell("not-served", problem=problem)
 
     def _succeeded(self) -> None:
         if self._problem is not None:
@@ -143,10 +168,12 @@ class RemoteWatch:
 
     def _failed(self, error: BlazenError | OSError) -> float:
         """Say what is wrong, once, and how long the node lives on; return how many seconds to wait."""
-        if self._problem != str(error):
-            self._problem = str(error)
+        left = self._left()
+        seconds_left = max(0, left.get("seconds_left", 0))
+        if self._problem != str(error) or seconds_left < self._told_left / 2:
+            self._problem, self._told_left = str(error), seconds_left
             kind = error.kind if isinstance(error, BlazenError) else "Store"
-            self._tell("problem", kind=kind, problem=str(error), **self._left())
+            self._tell("problem", kind=kind, problem=str(error), **left)
         self._failures += 1
         if isinstance(error, ServiceError) and error.kind == "Unreachable":
             secs = min(LAST_RETRY_SECS, FIRST_RETRY_SECS * 2.0 ** min(self._failures - 1, 10))

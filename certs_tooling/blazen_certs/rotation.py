@@ -111,6 +111,11 @@ def advance_rotation(authority: Authority, *, now: datetime, sidecars: Mapping[s
         OSError: The disk, or the rights, do not allow it. The same call goes on where it ended.
     """
     now = check_time(now)
+    with store.locked(authority.directory):  # two that renew or rotate at once would each make a CA
+        return _advance(authority, now, sidecars)
+
+
+def _advance(authority: Authority, now: datetime, sidecars: Mapping[str, Path] | None) -> RotationStep:
     done = _complete(authority, now)
     before = read_rotation(authority, now=now, sidecars=sidecars)
     if before.blocking:

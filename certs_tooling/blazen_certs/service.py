@@ -63,7 +63,8 @@ class ServiceSettings:
         max_connections: Open at once; one more is closed unheard.
         max_connections_each: Of them for one node, or one address that shows no certificate.
         look_secs: How often the store is looked at for changes that other commands made (``revoke``, ``rotate-root``).
-        tend_secs: How often it is asked whether something is due: the service's own certificate, a revocation list.
+        tend_secs: How often it is asked whether something is due (the service's own certificate, a revocation list); more often
+            where the certificates' life is shorter than ten times that.
     """
 
     handshake_secs: float = 5.0
@@ -72,7 +73,7 @@ class ServiceSettings:
     max_connections: int = 512
     max_connections_each: int = 8
     look_secs: float = 0.2
-    tend_secs: float = 1.0
+    tend_secs: float = 5.0
 
 
 class CertificateService:
@@ -97,12 +98,16 @@ class CertificateService:
         """Listen on *host* and *port* (0 picks a free one) while entered; yields the address.
 
         Raises:
-            OSError: The address is not to be had, or the store cannot be read.
-            BlazenError: The store is not usable.
+            ValidationError: The address is not to be had.
+            BlazenError, OSError: The store is not usable.
         """
         await asyncio.to_thread(self._issuer.tend)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family, backlog=128) as listening:
+        try:
+            listening = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:
+            raise ValidationError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        with listening:
             shown = "[{}]:{}" if family == socket.AF_INET6 else "{}:{}"
             server = await self._listen(listening)
             tending = asyncio.create_task(self._tend(listening, server))
@@ -131,7 +136,8 @@ class CertificateService:
 
     async def _tend(self, listening: socket.socket, server: asyncio.Server) -> None:
         """Keep what is served new. A failure is logged and tried again: the certificates that are out live on meanwhile."""
-        due = time.monotonic() + self._settings.tend_secs
+        every_secs = min(self._settings.tend_secs, self._issuer.lifetime.total_seconds() / 10)
+        due = time.monotonic() + every_secs
         version, problem = self._issuer.served, ""
         try:
             while True:
@@ -139,7 +145,7 @@ class CertificateService:
                 try:
                     await asyncio.to_thread(self._issuer.look)
                     if time.monotonic() >= due:
-                        due = time.monotonic() + self._settings.tend_secs
+                        due = time.monotonic() + every_secs
                         await asyncio.to_thread(self._issuer.tend)
                     if self._issuer.served != version:
                         # The socket stays; who connects meanwhile waits in its queue, and open connections live on.
@@ -151,7 +157,7 @@ class CertificateService:
                 except (BlazenError, OSError) as error:
                     if str(error) != problem:
                         problem = str(error)
-                        self._log({"event": "problem", "problem": problem})
+                        self._tell("problem", problem=problem)
                 else:
                     problem = ""
         finally:
@@ -194,7 +200,7 @@ class CertificateService:
         except CodeError as error:
             status, kind, message = HTTPStatus.UNAUTHORIZED, error.kind, str(error)
         except (BlazenError, OSError) as error:
-            self._log({"event": "problem", "problem": str(error), "path": path})
+            self._tell("problem", problem=str(error), path=path)
             busy = isinstance(error, StoreError)
             status, kind = HTTPStatus.SERVICE_UNAVAILABLE, "Busy" if busy else "Problem"
             message = "the certificate service cannot do it now; its log says why"
@@ -211,7 +217,10 @@ class CertificateService:
             return
         left_out = {"not_logged": self._not_logged} if self._not_logged else {}
         self._not_logged = 0
-        self._log({"time": time_text(datetime.now(UTC)), "event": "refused", **facts, **left_out})
+        self._tell("refused", **facts, **left_out)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self._log({"time": time_text(datetime.now(UTC)), "event": event, **facts})
 
     async def _answer(
         self, request: Request, caller: Caller, reader: asyncio.StreamReader, bound: asyncio.Timeout
@@ -253,6 +262,7 @@ class CertificateService:
             finally:
                 for wait in waits:
                     wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)  # a caller that went away may have left an error
             answer = await asyncio.to_thread(self._issuer.trust, caller, known)
         return answer
 

@@ -5,12 +5,11 @@ Every function here may block (disk, locks), and may be called from any thread.
 
 from __future__ import annotations
 
-import json
-import os
 import ssl
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -21,10 +20,12 @@ from blazen_certs import store
 from blazen_certs.authority import Authority, SignedIdentity
 from blazen_certs.codes import CodeBook
 from blazen_certs.crl import is_revoked, revoked_serials
-from blazen_certs.errors import CodeError, StoreError
+from blazen_certs.errors import CodeError
 from blazen_certs.facts import dns_names_of, sha256, time_text
 from blazen_certs.issued import note_shown, read_issued
+from blazen_certs.issuing_renewal import keep_issuing
 from blazen_certs.remote import files_version, service_peer
+from blazen_certs.service_audit import write_audit
 from blazen_certs.service_tls import TellingConnection
 from blazen_certs.trust import Issuer, Trust
 from blazen_certs.upkeep import keep_lists, keep_node
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-__all__ = ["AUDIT_FILE", "Caller", "RefusedError", "ServiceIssuer"]
+__all__ = ["Caller", "RefusedError", "ServiceIssuer"]
 
-AUDIT_FILE = "audit.jsonl"
 _NOTE_AGAIN = timedelta(minutes=1)
 _MAX_NOTED = 10_000
 
@@ -77,6 +77,22 @@ class Caller:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the store said when it was last read, as it is handed out."""
+
+    trust: Trust
+    bundle: str
+    crl: str
+    version: str
+    own: str
+
+    @classmethod
+    def of(cls, trust: Trust, own: str) -> _Served:
+        bundle, crl = trust.bundle_pem, trust.crl_pem
+        return cls(trust, bundle.decode(), crl.decode(), files_version(bundle, crl), own)
+
+
 class ServiceIssuer:
     """The store behind one service.
 
@@ -87,18 +103,23 @@ class ServiceIssuer:
     """
 
     def __init__(self, authority: Authority, *, lifetime: timedelta, log: Callable[[dict[str, Any]], None]) -> None:
-        self._authority, self._lifetime, self._log = authority, lifetime, log
+        self._authority, self.lifetime, self._log = authority, lifetime, log
         self._codes = CodeBook.of(authority.directory)
-        self._audit_lock = threading.Lock()
         self._noted: OrderedDict[str, tuple[int, str, datetime]] = OrderedDict()
+        self._said: dict[str, str] = {}
+        self._looking = threading.Lock()
         self._seen: tuple[object, ...] = ()
-        self._trust = authority.trust()
-        self.served = ""
+        self._served = _Served.of(authority.trust(), "")
+
+    @property
+    def served(self) -> str:
+        """Stands for all that callers meet: the trusted roots, the lists, the service's own certificates."""
+        return f"{self._served.version} {self._served.own}"
 
     @property
     def roots_pem(self) -> str:
         """The roots, PEM."""
-        return self._trust.bundle_pem.decode()
+        return self._served.bundle
 
     def look(self) -> None:
         """Read the store again where another command has changed it. ``served`` differs afterwards if that matters to anyone.
@@ -106,17 +127,19 @@ class ServiceIssuer:
         Raises:
             BlazenError, OSError: It cannot be read; what was read last is still served.
         """
-        seen = self._marks()
-        if seen == self._seen:
-            return
-        trust = self._authority.trust()
-        own = [str(store.current_version(self._own(trust_domain))) for trust_domain in self._trust_domains(trust)]
-        self._trust = trust
-        self.served = " ".join([_version(trust), *own])
-        self._seen = seen
+        with self._looking:
+            seen = self._marks()
+            if seen == self._seen:
+                return
+            trust = self._authority.trust()
+            own = [str(store.current_version(self._own(trust_domain))) for trust_domain in self._trust_domains(trust)]
+            self._served = _Served.of(trust, " ".join(own))
+            self._seen = seen
 
     def tend(self) -> None:
-        """Do what is due: sign revocation lists again, renew the service's own certificates.
+        """Do what is due: sign revocation lists again, renew the service's own certificates, and the issuing CAs.
+
+        An issuing CA whose root's key is not at hand is in the log, with what to do.
 
         Raises:
             BlazenError, OSError: It cannot be done; what there is goes on being served.
@@ -127,6 +150,13 @@ class ServiceIssuer:
         for region in trust.regions:
             if trust.issuer(region).has_key:
                 self._keep_own(trust.issuer(region), now)
+        for step in keep_issuing(self._authority, now=now):
+            said = f"{step.action}: {step.detail}"
+            if step.action != "kept" and self._said.get(step.region) != said:
+                self._log(
+                    {"time": time_text(now), "event": f"issuing-{step.action}", "region": step.region, "detail": step.detail}
+                )
+            self._said[step.region] = said
         self.look()
 
     def context(self, refused: Callable[[str], None]) -> ssl.SSLContext:
@@ -139,14 +169,15 @@ class ServiceIssuer:
             OSError: The files cannot be read (``ssl.SSLError`` among them).
         """
         contexts = {}
-        for trust_domain in self._trust_domains(self._trust):
+        for trust_domain in self._trust_domains(self._served.trust):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.verify_mode = ssl.CERT_OPTIONAL
             context.num_tickets = 0  # each connection shows its certificate anew
             context.sslobject_class = type("TellingConnection", (TellingConnection,), {"refused": staticmethod(refused)})
-            context.load_verify_locations(cadata=self._trust.bundle_pem.decode())
-            current = self._own(trust_domain) / store.CURRENT
+            context.load_verify_locations(cadata=self._served.bundle)
+            own = self._own(trust_domain)
+            current = own / f"v{store.current_version(own)}"  # looked up once: certificate and key from one version
             context.load_cert_chain(current / store.CERTIFICATE, current / store.KEY)
             contexts[service_peer(trust_domain).node_id] = context
 
@@ -166,13 +197,14 @@ class ServiceIssuer:
             BlazenError, OSError: The store does not allow it.
         """
         record = self._codes.redeem(code_id, secret, peer)
-        trust = self._authority.trust()
-        for certificate in read_issued(self._authority.directory, peer.node_id):
-            issuer = trust.issuer_of(certificate)
-            since = None if issuer is None else revoked_serials(issuer.crl).get(certificate.serial_number)
-            if since is not None and since.timestamp() >= int(record.made):
-                raise CodeError(f"{peer} was revoked after the code was made: have a new one made")
-        signed = self._sign(peer, key, record.dns_names)
+        with self._record_locked(peer):
+            trust = self._authority.trust()
+            for certificate in read_issued(self._authority.directory, peer.node_id):
+                issuer = trust.issuer_of(certificate)
+                since = None if issuer is None else revoked_serials(issuer.crl).get(certificate.serial_number)
+                if since is not None and since.timestamp() >= int(record.made):
+                    raise CodeError(f"{peer} was revoked after the code was made: have a new one made")
+            signed = self._sign(peer, key, record.dns_names)
         self._audit("issued", {"how": "join", "code": code_id, **caller.facts(), **_facts(peer, signed.certificate)})
         return self._granted(signed)
 
@@ -186,8 +218,7 @@ class ServiceIssuer:
         shown = self._shown_by(caller)
         if peer != caller.peer:
             raise RefusedError(f"{caller.peer} may renew its own name only, not {peer}", "Denied")
-        # Under the lock that ``revoke`` holds: what is handed out was recorded before it looked, or was not handed out.
-        with store.locked(store.issued_directory(self._authority.directory, peer.node_id)):
+        with self._record_locked(peer):
             self._refuse_revoked(shown, self._authority.trust())
             signed = self._sign(peer, key, dns_names_of(shown))
         self._audit("issued", {"how": "renew", **caller.facts(), **_facts(peer, signed.certificate)})
@@ -200,15 +231,19 @@ class ServiceIssuer:
             RefusedError: It shows no certificate, or a revoked one.
             BlazenError, OSError: The store does not allow it.
         """
-        shown, trust = self._shown_by(caller), self._trust
-        self._refuse_revoked(shown, trust)
-        version = _version(trust)
-        issuer = trust.issuer_of(shown)
-        renew = issuer is None or issuer.version != trust.current.get(issuer.region)
-        if known != version:
-            return {"version": version, "bundle": trust.bundle_pem.decode(), "crl": trust.crl_pem.decode(), "renew": renew}
-        self._note(caller, shown, trust, version)
-        return {"version": version, "renew": renew, **({} if not renew else self._files(trust))}
+        shown, served = self._shown_by(caller), self._served
+        self._refuse_revoked(shown, served.trust)
+        issuer = served.trust.issuer_of(shown)
+        renew = issuer is None or issuer.version != served.trust.current.get(issuer.region)
+        answer = {"version": served.version, "renew": renew}
+        if known == served.version:
+            self._note(caller, shown, served)
+        return answer if known == served.version and not renew else {**answer, "bundle": served.bundle, "crl": served.crl}
+
+    def _record_locked(self, peer: PeerId) -> AbstractContextManager[None]:
+        """Hold the lock that ``revoke`` holds: what is handed out was recorded before it looked, or was not handed out."""
+        record = store.issued_directory(self._authority.directory, peer.node_id)
+        return store.locked(record) if record.exists() else nullcontext()  # of a new node there is nothing to revoke
 
     def _shown_by(self, caller: Caller) -> x509.Certificate:
         if caller.certificate is None or caller.peer is None:
@@ -221,12 +256,13 @@ class ServiceIssuer:
             raise RefusedError("this certificate is revoked; a node that may come back joins with a new code", "Revoked")
 
     def _sign(self, peer: PeerId, key: EllipticCurvePublicKey, dns_names: list[str] | tuple[str, ...]) -> SignedIdentity:
-        region = next((item.region for item in self._trust.issuers if item.trust_domain == peer.trust_domain), None)
+        region = next((item.region for item in self._served.trust.issuers if item.trust_domain == peer.trust_domain), None)
         if region is None or peer == service_peer(peer.trust_domain):
             raise RefusedError(f"{peer} is not to be had here", "Denied")
-        return self._authority.sign(peer.node_id, key, lifetime=self._lifetime, dns_names=dns_names, region=region)
+        return self._authority.sign(peer.node_id, key, lifetime=self.lifetime, dns_names=dns_names, region=region)
 
     def _granted(self, signed: SignedIdentity) -> dict[str, Any]:
+        self.look()  # so that the next answer to this node is not older than this one
         return {
             "certificate": signed.chain_pem.decode(),
             "version": files_version(signed.bundle_pem, signed.crl_pem),
@@ -234,32 +270,22 @@ class ServiceIssuer:
             "crl": signed.crl_pem.decode(),
         }
 
-    def _files(self, trust: Trust) -> dict[str, str]:
-        return {"bundle": trust.bundle_pem.decode(), "crl": trust.crl_pem.decode()}
-
-    def _note(self, caller: Caller, shown: x509.Certificate, trust: Trust, version: str) -> None:
-        """Note that the node has all of *trust*: ``rotate-root`` waits for it, ``status`` shows it. Not at every question."""
+    def _note(self, caller: Caller, shown: x509.Certificate, served: _Served) -> None:
+        """Note that the node has all that is *served*, which ``rotate-root`` waits for; not at every question."""
         assert caller.peer is not None  # noqa: S101 - _shown_by let no other pass
         node, now = caller.peer.node_id, datetime.now(UTC)
         serial, noted, at = self._noted.get(node, (0, "", now))
-        if (serial, noted) == (shown.serial_number, version) and now - at < _NOTE_AGAIN:
+        if (serial, noted) == (shown.serial_number, served.version) and now - at < _NOTE_AGAIN:
             return
+        trust = served.trust
         note_shown(self._authority.directory, node, shown, trust.bundle_pem, trust.crl_pem, now=now)
-        self._noted[node] = (shown.serial_number, version, now)
+        self._noted[node] = (shown.serial_number, served.version, now)
         while len(self._noted) > _MAX_NOTED:
             self._noted.popitem(last=False)
 
     def _audit(self, event: str, facts: dict[str, Any]) -> None:
-        """Write one line, forced to disk before anybody can have the certificate that it tells of."""
-        line = {"time": time_text(datetime.now(UTC)), "event": event, **facts}
-        path = self._authority.directory / AUDIT_FILE
-        with self._audit_lock:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        self._log(line)
+        """Write one line, before anybody can have the certificate that it tells of."""
+        self._log(write_audit(self._authority.directory, event, **facts))
 
     def _trust_domains(self, trust: Trust) -> list[str]:
         """Return those that can be served: their issuing CA's key is here."""
@@ -269,19 +295,19 @@ class ServiceIssuer:
         return store.node_directory(self._authority.directory, service_peer(trust_domain).node_id)
 
     def _keep_own(self, issuer: Issuer, now: datetime) -> None:
-        """Keep the service's own identity in a region; it is a node as others are, but that nobody else gets its name."""
+        """Keep the service's own identity in a region: a node's as others are, but that a revoked one is replaced at once."""
         peer = service_peer(issuer.trust_domain)
-        if store.current_version(self._own(issuer.trust_domain)) is None:
-            issued = self._authority.issue(
-                peer.node_id, now=now, lifetime=self._lifetime, dns_names=(peer.node_id,), region=issuer.region
-            )
-            self._audit("issued", {"how": "service", **_facts(peer, issued.certificate)})
-            return
-        kept = keep_node(self._authority, peer.node_id, now=now, lifetime=self._lifetime)
-        if kept.action == "revoked":
-            raise StoreError(f"the service's own certificate is {kept.detail}")
-        if kept.action == "renewed" and kept.certificate is not None:
-            self._audit("issued", {"how": "service", **_facts(peer, kept.certificate)})
+        certificate: x509.Certificate | None = None
+        if store.current_version(self._own(issuer.trust_domain)) is not None:
+            kept = keep_node(self._authority, peer.node_id, now=now, lifetime=self.lifetime)
+            if kept.action in ("kept", "republished"):
+                return
+            certificate = kept.certificate if kept.action == "renewed" else None
+        if certificate is None:
+            certificate = self._authority.issue(
+                peer.node_id, now=now, lifetime=self.lifetime, dns_names=(peer.node_id,), region=issuer.region
+            ).certificate
+        self._audit("issued", {"how": "service", **_facts(peer, certificate)})
 
     def _marks(self) -> tuple[object, ...]:
         """Return what changes when another command changes the store."""
@@ -289,12 +315,8 @@ class ServiceIssuer:
         roots, issuing = store.root_directory(directory), store.issuing_directory(directory, "any").parent
         files = [roots / store.CURRENT, *roots.glob(f"v*/{store.ROOT_CERTIFICATE}"), *issuing.glob(f"*/{store.CURRENT}")]
         files += [*issuing.glob(f"*/v*/{store.CRL}")]
-        files += [self._own(trust_domain) / store.CURRENT for trust_domain in self._trust_domains(self._trust)]
+        files += [self._own(trust_domain) / store.CURRENT for trust_domain in self._trust_domains(self._served.trust)]
         return tuple((str(path), (found := path.lstat()).st_ino, found.st_mtime_ns) for path in sorted(files) if path.exists())
-
-
-def _version(trust: Trust) -> str:
-    return files_version(trust.bundle_pem, trust.crl_pem)
 
 
 def _facts(peer: PeerId, certificate: x509.Certificate) -> dict[str, Any]:

@@ -132,11 +132,11 @@ def text_field(body: dict[str, Any], name: str, *, max_chars: int) -> str:
     """Return a text of *body*.
 
     Raises:
-        MalformedError: It is not there, not a text, or too long.
+        MalformedError: It is not there, not an ASCII text, or too long.
     """
     value = body.get(name)
-    if not isinstance(value, str) or len(value) > max_chars:
-        raise MalformedError(f"{name!r} must be a text of at most {max_chars} characters")
+    if not isinstance(value, str) or len(value) > max_chars or not value.isascii():
+        raise MalformedError(f"{name!r} must be an ASCII text of at most {max_chars} characters")
     return value
 
 

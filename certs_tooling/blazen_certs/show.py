@@ -70,6 +70,13 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, Text | str]]:
             yield "revoked", "none"
     if "purposes" in found:
         yield "purposes", _joined(found["purposes"])
+    if "path_length" in found:
+        yield "CAs below it", "any number" if found["path_length"] is None else str(found["path_length"] or "none")
+    if "may_name" in found:
+        critical = "" if found["names_critical"] else " (not critical: some readers let others pass)"
+        yield "may name", (_joined(found["may_name"]) if found["may_name"] else "everything") + critical
+        if found["may_not_name"]:
+            yield "may not name", _joined(found["may_not_name"])
     if found.get("encrypted"):
         yield "encrypted", Text("yes: a sidecar cannot read it", "yellow")
     if "key_type" in found:

@@ -21,6 +21,7 @@ from blazen_certs.profile import DEFAULT_LEAF_LIFETIME, check_time
 from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.renewal import asked_lifetime, renewal_time
 from blazen_certs.trust import Issuer, Trust
+from blazen_certs.verify import verify_identity
 from blazen_peer.errors import BlazenError
 from blazen_peer.identity import check_node_id
 
@@ -124,9 +125,8 @@ def keep_node(
     now = check_time(now)
     if store.current_version(store.node_directory(authority.directory, check_node_id(node_id))) is None:
         raise StoreError(f"{node_id} has no identity in {authority.directory}: make one with blazen-certs issue {node_id}")
-    trust = authority.fresh_trust(now)
-    with _record_locked(authority, node_id):  # or a revocation could slip in between the look and the new certificate
-        return _keep_node(authority, node_id, trust, now=now, force=force, lifetime=lifetime)
+    with _record_locked(authority, node_id):  # or a revocation could slip in between the look and what is published
+        return _keep_node(authority, node_id, authority.fresh_trust(now), now=now, force=force, lifetime=lifetime)
 
 
 def keep_nodes(authority: Authority, nodes: Iterable[str], *, now: datetime, force: bool = False) -> list[Kept]:
@@ -207,7 +207,7 @@ def _keep_node(
             published = _bring_trust(authority, node_id, trust, now)
         detail = f"revoked since {time_text(state.revoked)}: to let it in again, blazen-certs issue {node_id}"
         return Kept(node_id, "revoked", detail, published or _version(authority, node_id), state.certificate)
-    reason = why_due(state, trust, now=now) or ("asked for" if force else None)
+    reason = why_due(state, trust, now=now) or _wrong(authority, node_id, trust, now) or ("asked for" if force else None)
     if reason is None:
         try:
             published = _bring_trust(authority, node_id, trust, now)
@@ -231,6 +231,15 @@ def _keep_node(
     names = () if last is None else tuple(dns_names_of(last))
     issued = authority.issue(node_id, now=now, lifetime=lifetime, dns_names=names)
     return Kept(node_id, "renewed", reason, issued.version, issued.certificate)
+
+
+def _wrong(authority: Authority, node_id: str, trust: Trust, now: datetime) -> str | None:
+    """Return what is wrong with the node's files that new lists and a new bundle beside them would not put right."""
+    report = verify_identity(store.node_directory(authority.directory, node_id), at=now, node_id=node_id, trust=trust)
+    brought = ("bundle", "lists", store.CRL)
+    return next(
+        (f"{check.name}: {check.detail}" for check in report.checks if not check.ok and check.name not in brought), None
+    )
 
 
 def _version(authority: Authority, node_id: str) -> int | None:

@@ -112,7 +112,8 @@ def verify_identity(
         )
     if lists is not None:
         own = [ca for ca in (chain or [])[1:] if chain is not None and ca.subject == chain[0].issuer]
-        issuers = own if trust is None else [issuer.certificate for issuer in trust.issuers_at(at)]
+        of_the_store = [] if trust is None else [issuer.certificate for issuer in trust.issuers_at(at)]
+        issuers = [*of_the_store, *(ca for ca in own if ca not in of_the_store)]
         checks.append(check_lists(lists, issuers, at=at, fix=fix if trust is None else resign))
     return Report(directory, tuple(checks))
 

@@ -35,10 +35,14 @@ def call_log(
 ) -> list[dict[str, Any]]:
     """Return the log of calls at *hop* (``egress analyst``, ``ingress``) of *node*.
 
+    Health checks that pass the ingress's filter for them are logged when they fail: other sidecars make one every few seconds.
+
     Args:
         caller: Who calls: the certificate's name, where it is not the node itself.
         data_class: What this hop stamps; the call's own stamp where it stamps none.
     """
+    failed = {"grpc_status_filter": {"statuses": ["OK"], "exclude": True}}
+    worth_a_line = {"or_filter": {"filters": [{"not_health_check_filter": {}}, failed]}}
     return _stdout(
         {
             **_EVERYWHERE,
@@ -55,11 +59,13 @@ def call_log(
             "request_id": "%REQ(X-REQUEST-ID)%",
             "trace_id": "%TRACE_ID%",
             "upstream": "%UPSTREAM_HOST%",
+            "upstream_local": "%UPSTREAM_LOCAL_ADDRESS%",  # as the other end logs where a connection came from
             "upstream_attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
             "upstream_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
             "upstream_tls_version": "%UPSTREAM_TLS_VERSION%",
             "upstream_uri": "%UPSTREAM_PEER_URI_SAN%",
-        }
+        },
+        worth_a_line,
     )
 
 
@@ -77,9 +83,9 @@ def connection_log(node: str) -> list[dict[str, Any]]:
     )
 
 
-def _stdout(fields: dict[str, str]) -> list[dict[str, Any]]:
+def _stdout(fields: dict[str, str], only: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     config = {
         "@type": f"{ANY}envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
         "log_format": {"json_format": fields},
     }
-    return [{"name": "envoy.access_loggers.stdout", "typed_config": config}]
+    return [{"name": "envoy.access_loggers.stdout", **({"filter": only} if only else {}), "typed_config": config}]

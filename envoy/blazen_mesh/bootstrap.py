@@ -6,7 +6,7 @@ from typing import Any
 
 from blazen_mesh import limits, tls
 from blazen_mesh.address import TcpAddress, UnixAddress
-from blazen_mesh.egress import callee_cluster, egress_listener, egress_routes
+from blazen_mesh.egress import callee_cluster, egress_listener
 from blazen_mesh.ingress import INGRESS, ingress_listener, ingress_routes, peer_cluster
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
@@ -52,7 +52,7 @@ def discovered(mesh: Mesh, node: str, paths: NodePaths, *, otlp: TcpAddress | No
     clusters = [peer_cluster(mesh, node), *(callee_cluster(mesh, way, paths) for way in ways)]
     if collector:
         clusters.append(collector_cluster(collector))
-    return xds_files(listeners, clusters, [ingress_routes(mesh, node), *(egress_routes(mesh, way) for way in ways)])
+    return xds_files(listeners, clusters, ingress_routes(mesh, node))
 
 
 def _admin_address(path: str) -> dict[str, Any]:

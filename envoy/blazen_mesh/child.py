@@ -94,17 +94,17 @@ class Child:
     async def stop(self, within_secs: float) -> bool:
         """Ask it to end, kill it after *within_secs*; return whether asking was enough."""
         self.ask_to_end()
-        return await self.ends_within(within_secs)
+        if await self.ends(within_secs):
+            return True
+        await self.kill()
+        return False
 
-    async def ends_within(self, secs: float) -> bool:
-        """Wait until it ends by itself, kill it after *secs*; return whether it did."""
-        try:
-            async with asyncio.timeout(secs):
+    async def ends(self, within_secs: float) -> bool:
+        """Wait until it ends by itself, *within_secs* at most; return whether it did."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_secs):
                 await self.wait()
-        except TimeoutError:
-            await self.kill()
-            return False
-        return True
+        return self.returncode is not None
 
     async def kill(self) -> None:
         """Kill it and what it started, and wait a moment for the last output."""

@@ -14,7 +14,12 @@ __all__ = ["cluster", "protocol_options"]
 
 
 def cluster(
-    name: str, addresses: Sequence[Address], *, connect_timeout: str, stamp: Sequence[tuple[str, str]] = ()
+    name: str,
+    addresses: Sequence[Address],
+    *,
+    connect_timeout: str,
+    stamp: Sequence[tuple[str, str]] = (),
+    watched: bool = True,
 ) -> dict[str, Any]:
     """Return the cluster of the HTTP/2 servers at *addresses*.
 
@@ -25,6 +30,7 @@ def cluster(
 
     Args:
         stamp: Headers of the health checks, which come by no listener that would set them.
+        watched: Whether several are watched: False for what is no peer, and has no health to tell.
     """
     by_name = any(isinstance(address, TcpAddress) and not address.is_ip for address in addresses)
     threshold = {
@@ -45,7 +51,7 @@ def cluster(
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "typed_extension_protocol_options": protocol_options(keepalive=False),
     }
-    return {**found, **_choice(stamp)} if by_name or len(addresses) > 1 else found
+    return {**found, **_choice(stamp)} if watched and (by_name or len(addresses) > 1) else found
 
 
 def protocol_options(*, keepalive: bool, age_secs: int | None = None) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from typing import Any
 from blazen_mesh.admin import Admin
 from blazen_mesh.binary import validate
 from blazen_mesh.render import replace_file
-from blazen_mesh.xds import BOOTSTRAP, CDS, LDS, dump, routes_of, version_of, whole, with_clusters_of
+from blazen_mesh.xds import BOOTSTRAP, CDS, LDS, RDS, dump, version_of, whole, with_clusters_of
 from blazen_peer.errors import BlazenError
 
 __all__ = ["Publication", "PublishError", "deliver", "objections", "publish", "versions"]
 
 TAKEN_SECS = 10.0
 POLL_SECS = 0.02
-_LDS, _CDS, _RDS = "listener_manager.lds", "cluster_manager.cds", "http.{name}.rds.{name}"
+_COUNTED_AS = {LDS: "listener_manager.lds", CDS: "cluster_manager.cds", RDS: "http.ingress.rds.ingress"}
 
 
 class PublishError(BlazenError):
@@ -131,8 +131,8 @@ def _check(files: Mapping[str, str], envoy: Path | None) -> None:
 
 
 def _in_place(directory: Path) -> dict[str, str]:
-    names = [BOOTSTRAP, CDS, LDS, "peers.json", "policy.json"]
-    names += [f"{folder}/{path.name}" for folder in ("rds", "sds") for path in sorted((directory / folder).glob("*.json"))]
+    names = [BOOTSTRAP, CDS, LDS, RDS, "peers.json", "policy.json"]
+    names += [f"sds/{path.name}" for path in sorted((directory / "sds").glob("*.json"))]
     return {name: (directory / name).read_text(encoding="utf-8") for name in names if (directory / name).is_file()}
 
 
@@ -148,17 +148,15 @@ def _publication(files: Mapping[str, str], before: Mapping[str, str]) -> Publica
 def _steps(files: Mapping[str, str], before: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield what to move, one step after another; nothing of a step may be in force before the one before it is."""
     changed = {name: text for name, text in files.items() if before.get(name) != text}
-    plain = {name: text for name, text in changed.items() if name not in (CDS, LDS) and not name.startswith("rds/")}
+    plain = {name: text for name, text in changed.items() if name not in (CDS, LDS, RDS)}
     if plain:
         yield plain  # secrets among them, which clusters and listeners name
     cds = with_clusters_of(files[CDS], before[CDS]) if CDS in before else files[CDS]
     if cds != before.get(CDS):
         yield {CDS: cds}
-    # New listeners find their routes in place; those that are there lead to nothing that is not.
-    if routing := {name: text for name, text in changed.items() if name.startswith("rds/")}:
-        yield routing
-    if LDS in changed:
-        yield {LDS: changed[LDS]}
+    for name in (RDS, LDS):  # an ingress that is new finds its routes in place
+        if name in changed:
+            yield {name: changed[name]}
     if cds != files[CDS]:
         yield {CDS: files[CDS]}
 
@@ -185,24 +183,18 @@ def _path_sources(value: Any) -> Iterator[dict[str, Any]]:
             yield from _path_sources(inner)
 
 
-def _counted_as(name: str, text: str) -> str | None:
-    if name in (CDS, LDS):
-        return _CDS if name == CDS else _LDS
-    return _RDS.format(name=routes_of(text)) if name.startswith("rds/") else None
-
-
 async def _refused(admin: Admin) -> dict[str, int]:
-    return await admin.stats(r"(lds|cds|rds\..*)\.update_rejected$")
+    return await admin.stats(r"(lds|cds|rds\.ingress)\.update_rejected$")
 
 
 async def _taken(admin: Admin, step: Mapping[str, str], refused: Mapping[str, int], within_secs: float) -> None:
-    wanted = {counted: version_of(text) for name, text in step.items() if (counted := _counted_as(name, text))}
+    wanted = {_COUNTED_AS[name]: version_of(text) for name, text in step.items() if name in _COUNTED_AS}
     missing = dict(wanted)
     try:
         async with asyncio.timeout(within_secs):
             while True:
                 known = await versions(admin)
-                # Routes of a listener that is not there yet are read with it.
+                # Routes of an ingress that is not there yet are read with it.
                 missing = {n: v for n, v in wanted.items() if n in known and known[n] != v}
                 again = [name for name, times in (await _refused(admin)).items() if times > refused.get(name, 0)]
                 if again:

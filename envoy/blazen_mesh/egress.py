@@ -17,7 +17,7 @@ from blazen_mesh.paths import NodePaths
 from blazen_mesh.routes import STAMP, route_table, routes
 from blazen_peer.errors import ValidationError
 
-__all__ = ["callee_cluster", "egress_listener", "egress_routes"]
+__all__ = ["callee_cluster", "egress_listener"]
 
 IDENTITY_HEADER = "x-forwarded-client-cert"
 _WHY = "%LOCAL_REPLY_BODY%, transport failure reason: %UPSTREAM_TRANSPORT_FAILURE_REASON%"
@@ -46,7 +46,7 @@ def egress_listener(mesh: Mesh, node: str, way: Way, paths: NodePaths, tracing: 
     token = credential_injector(tls.sds_config(tls.TOKEN, paths), "authorization", "Bearer ") if way.inject_token else None
     manager = connection_manager(
         name,
-        paths,
+        routes={"route_config": _routes(mesh, way)},
         filters=[token] if token else [],
         options={"forward_client_cert_details": "SANITIZE", "local_reply_config": _WHY_NOT_CONNECTED},
         keepalive=False,
@@ -55,17 +55,6 @@ def egress_listener(mesh: Mesh, node: str, way: Way, paths: NodePaths, tracing: 
         tracing=tracing,
     )
     return listener(name, TcpAddress("127.0.0.1", way.port), filter_chain(manager))
-
-
-def egress_routes(mesh: Mesh, way: Way) -> dict[str, Any]:
-    """Return the routes of *way*: they stamp its data class on each call, and on each answer for the client to learn it."""
-    stamp = [
-        {"header": {"key": STAMP, "value": way.data_class}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
-    ]
-    stamps: dict[str, Any] = {"request_headers_to_add": stamp, "response_headers_to_add": stamp}
-    if way.data_class is None:
-        stamps = {"response_headers_to_remove": [STAMP]}
-    return route_table(way.name, routes(way.name, age_secs=mesh.connection_age_secs, egress=True), **stamps)
 
 
 def callee_cluster(mesh: Mesh, way: Way, paths: NodePaths) -> dict[str, Any]:
@@ -77,3 +66,14 @@ def callee_cluster(mesh: Mesh, way: Way, paths: NodePaths) -> dict[str, Any]:
         "transport_socket": tls.upstream(mesh.identity(way.callee), paths),
         "typed_extension_protocol_options": protocol_options(keepalive=True, age_secs=mesh.connection_age_secs),
     }
+
+
+def _routes(mesh: Mesh, way: Way) -> dict[str, Any]:
+    """Return the routes of *way*: they stamp its data class on each call, and on each answer for the client to learn it."""
+    stamp = [
+        {"header": {"key": STAMP, "value": way.data_class}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+    ]
+    stamps: dict[str, Any] = {"request_headers_to_add": stamp, "response_headers_to_add": stamp}
+    if way.data_class is None:
+        stamps = {"response_headers_to_remove": [STAMP]}
+    return route_table(way.name, routes(way.name, age_secs=mesh.connection_age_secs, egress=True), **stamps)

@@ -18,10 +18,14 @@ from blazen_mesh.sidecar import StartError
 from blazen_mesh.status import answer
 from blazen_mesh.succession import Turn
 
-__all__ = ["Claim", "Predecessor", "hand_over", "part", "refuse"]
+__all__ = ["ASK_SECS", "Claim", "NotYetError", "Predecessor", "hand_over", "part", "refuse"]
 
 DONE, FAREWELL = b"done\n", b"bye\n"
 ASK_SECS = 10.0
+
+
+class NotYetError(StartError):
+    """The sidecar cannot be had now, and perhaps in a moment."""
 
 
 class Claim:
@@ -62,24 +66,32 @@ class Predecessor:
         self.turn, self._reader, self._writer = turn, reader, writer
 
     @classmethod
-    async def ask(cls, socket_path: Path) -> Predecessor:
+    async def ask(cls, socket_path: Path, node: str, *, within_secs: float) -> Predecessor:
         """Ask it to hand its sidecar over; from now on it changes nothing.
 
+        Args:
+            node: Whose sidecar it must be.
+            within_secs: How long it may take: an Envoy that it has just replaced has to be gone first.
+
         Raises:
-            StartError: It does not answer, or will not.
+            NotYetError: It does not answer, or is not able to now.
+            StartError: It runs another node's sidecar.
         """
         who = f"another supervisor runs in {socket_path.parent}, and "
         try:
-            async with asyncio.timeout(ASK_SECS):
+            async with asyncio.timeout(within_secs):
                 reader, writer = await asyncio.open_unix_connection(socket_path)
                 writer.write(b"POST /hand-over HTTP/1.1\r\nHost: sidecar\r\n\r\n")
                 head = (await reader.readuntil(b"\r\n\r\n")).split()
                 body = json.loads(await reader.readline())
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
-            raise StartError(f"{who}it does not answer ({error or 'too slow'}): end it first") from None
+            raise NotYetError(f"{who}it does not answer ({error or 'too slow'}): end it first") from None
         if int(head[1]) != HTTPStatus.OK:
             writer.close()
-            raise StartError(f"{who}it does not hand over: {body['why']}")
+            raise NotYetError(f"{who}it does not hand over: {body['why']}")
+        if body["node"] != node:
+            writer.close()
+            raise StartError(f"{who}it is the one of {body['node']}: give {node} a directory of its own")
         return cls(Turn(body["row"], body["epoch"]), reader, writer)
 
     async def dismiss(self) -> None:
@@ -95,9 +107,9 @@ class Predecessor:
         self._writer.close()
 
 
-async def hand_over(turn: Turn, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answer a successor with *turn*, and wait until it serves or has gone away; return whether it serves."""
-    answer(writer, HTTPStatus.OK, json.dumps({"row": turn.row, "epoch": turn.epoch}))
+async def hand_over(node: str, turn: Turn, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Answer a successor with *node* and *turn*, and wait until it serves or has gone away; return whether it serves."""
+    answer(writer, HTTPStatus.OK, json.dumps({"node": node, "row": turn.row, "epoch": turn.epoch}))
     with contextlib.suppress(OSError):
         return await reader.readline() == DONE
     return False

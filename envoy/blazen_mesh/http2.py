@@ -6,9 +6,7 @@ from typing import Any
 
 from blazen_mesh import limits
 from blazen_mesh.address import Address
-from blazen_mesh.paths import NodePaths
 from blazen_mesh.tls import ANY
-from blazen_mesh.xds import file_source, routes_file
 
 __all__ = [
     "PROOF_HEADER",
@@ -24,8 +22,8 @@ PROOF_HEADER = "x-blazen-sidecar-proof"
 
 def connection_manager(
     name: str,
-    paths: NodePaths,
     *,
+    routes: dict[str, Any],
     filters: list[dict[str, Any]],
     options: dict[str, Any],
     keepalive: bool,
@@ -36,6 +34,7 @@ def connection_manager(
     """Return the network filter of the listener *name*, which passes gRPC calls by way of *filters*.
 
     Args:
+        routes: Its ``route_config``, or the ``rds`` that it reads one by.
         options: What differs from hop to hop, laid over the rest.
         keepalive: HTTP/2 pings; for the hop between sidecars alone.
         strip: Headers that a caller may not set. Envoy's own ``x-envoy-`` ones, which steer retries and timeouts, go as well.
@@ -51,7 +50,7 @@ def connection_manager(
         "http2_protocol_options": http2_options(keepalive=keepalive),
         "early_header_mutation_extensions": [_strip(strip)],
         "http_filters": [*filters, router],
-        "rds": {"route_config_name": name, "config_source": file_source(paths.config(routes_file(name)))},
+        **routes,
         "access_log": access_log,
         "use_remote_address": True,
         "skip_xff_append": True,

@@ -13,6 +13,7 @@ from blazen_mesh.paths import NodePaths
 from blazen_mesh.rate_limit import limit_for, rate_limit
 from blazen_mesh.rbac import deny_all, rules_for
 from blazen_mesh.routes import STAMP, route_table, routes
+from blazen_mesh.xds import RDS, file_source
 
 __all__ = ["INGRESS", "ingress_listener", "ingress_routes", "peer_cluster"]
 
@@ -30,7 +31,8 @@ def ingress_listener(mesh: Mesh, node: str, paths: NodePaths, tracing: dict[str,
     age_secs = mesh.connection_age_secs
     manager = connection_manager(
         INGRESS,
-        paths,
+        # In a file of their own: Envoy looks at them for each call, so what a flow loses is denied on open connections too.
+        routes={"rds": {"route_config_name": INGRESS, "config_source": file_source(paths.config(RDS))}},
         filters=[
             deny_all(),
             credential_injector(tls.sds_config(tls.PROOF, paths), PROOF_HEADER),

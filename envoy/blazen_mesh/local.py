@@ -7,54 +7,71 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from blazen_mesh.address import Address, TcpAddress
 from blazen_mesh.child import Child, OnLine
-from blazen_mesh.discovery import publish
+from blazen_mesh.generation import Generations, Source
 from blazen_mesh.mesh import Mesh, Peer
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.readiness import wait_peer_ready
-from blazen_mesh.render import ensure_secret, render_node
-from blazen_mesh.sidecar import Sidecar, StartError, ended
+from blazen_mesh.render import ensure_secret
+from blazen_mesh.settings import Settings
+from blazen_mesh.sidecar import StartError, ended
+from blazen_mesh.supervisor import Supervisor
 from blazen_peer.errors import ValidationError
 
-__all__ = ["LocalMesh", "LocalNode", "PeerCommand", "blazen_peer_command", "prepare"]
+__all__ = ["LocalMesh", "LocalNode", "LocalPeer", "PeerCommand", "blazen_peer_command", "prepare"]
 
-PeerCommand = Callable[[str, Peer, Path], list[str]]
-"""Given a node id, its table and its proof file: the arguments that start its peer."""
+PeerCommand = Callable[[str, Peer, Address, Path], list[str]]
+"""Given a node id, its table, where to listen and the node's configuration directory: the arguments that start its peer."""
 
 DRAIN_SECS = 10
 IDENTITY_FILES = ("tls.crt", "tls.key", "bundle.crt")
 
 
-def blazen_peer_command(node: str, peer: Peer, proof_file: Path) -> list[str]:
+def blazen_peer_command(node: str, peer: Peer, listen: Address, config_dir: Path) -> list[str]:
     """Return the ``blazen-peer serve`` of *node*.
 
     Without a lame-duck time: all of its callers are told to stop at the same moment.
     """
     assert peer.run is not None  # noqa: S101 - only nodes that run a peer are asked for
     argv = [sys.executable, "-m", "blazen_peer.cli", "serve", "--app", peer.run.app, "--node-id", node]
-    argv += ["--listen", str(peer.listen), "--sidecar-proof-file", str(proof_file)]
+    argv += ["--listen", str(listen), "--sidecar-proof-file", str(config_dir / "sidecar-proof")]
     if peer.run.require_identity:  # a policy says what proven callers may do
-        argv += ["--require-identity", "--policy", str(proof_file.with_name("policy.json"))]
+        argv += ["--require-identity", "--policy", str(config_dir / "policy.json")]
     return [*argv, "--lame-duck-secs", "0", "--drain-secs", str(DRAIN_SECS)]
 
 
 @dataclass(frozen=True, slots=True)
-class LocalNode:
-    """One node, rendered and ready to be started; ``peer_argv`` is None where somebody else runs its peer."""
+class LocalPeer:
+    """One process of a node: a node with several addresses has as many replicas."""
 
     name: str
-    directory: Path
     listen: Address
-    peer_argv: list[str] | None
-    peer_env: Mapping[str, str] = field(repr=False)
+    argv: list[str]
+    env: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """One node, ready to be started; ``peers`` is empty where somebody else runs them."""
+
+    name: str
+    source: Source
+    peers: tuple[LocalPeer, ...]
+
+    @property
+    def directory(self) -> Path:
+        """Where the sidecar's files are."""
+        return Path(self.source.paths.config_dir)
 
 
 def prepare(
     mesh: Mesh,
+    mesh_file: Path,
     directory: Path,
     *,
     certs: Path,
@@ -63,9 +80,10 @@ def prepare(
     otlp: TcpAddress | None = None,
     peer_command: PeerCommand = blazen_peer_command,
 ) -> list[LocalNode]:
-    """Render every node of *mesh* below *directory* and return what to start.
+    """Return what to start for *mesh*, with its files below *directory*.
 
     Args:
+        mesh_file: What *mesh* was read from; it is watched.
         certs: The certificate store, with ``nodes/<node>/current`` in it.
         token_file: The shared token; made when it is not there.
         environment: What peers inherit, with the token's file, their own ``run.env`` and the OTLP endpoint laid over it.
@@ -79,6 +97,7 @@ def prepare(
     nodes: list[LocalNode] = []
     for name, peer in sorted(mesh.peers.items()):
         home = (directory / "run" / name).absolute()
+        home.mkdir(parents=True, exist_ok=True)
         paths = NodePaths(
             identity_dir=str((certs / "nodes" / name).absolute()),
             config_dir=str(home),
@@ -86,26 +105,38 @@ def prepare(
             proof_file=str(home / "sidecar-proof"),
             token_file=str(token_file.absolute()),
         )
-        publish(render_node(mesh, name, paths, otlp=otlp), home, envoy=None)
-        ensure_secret(home / "sidecar-proof")
         inherited = {key: value for key, value in environment.items() if key != "BLAZEN_PEER_TOKEN"}
         env = {**inherited, "PYTHONUNBUFFERED": "1", "BLAZEN_PEER_TOKEN_FILE": str(token_file.absolute())}
         env["BLAZEN_PEERS_FILE"] = str(home / "peers.json")
         if collector:
             env.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector}")
-        argv = peer_command(name, peer, home / "sidecar-proof") if peer.run else None
-        nodes.append(LocalNode(name, home, peer.listen, argv, {**env, **(peer.run.env if peer.run else {})}))
+        peers = [
+            LocalPeer(
+                f"{name} peer" if len(peer.listens) == 1 else f"{name} peer {number}",
+                listen,
+                peer_command(name, peer, listen, home),
+                {**env, **peer.run.env},
+            )
+            for number, listen in enumerate(peer.listens, 1)
+            if peer.run
+        ]
+        nodes.append(LocalNode(name, Source(mesh_file.absolute(), name, paths, otlp), tuple(peers)))
     return nodes
 
 
 class LocalMesh:
-    """The processes of a local mesh. Whatever ends :meth:`run`, none of them outlives it."""
+    """The processes of a local mesh. Whatever ends :meth:`run`, none of them outlives it.
 
-    def __init__(self, nodes: list[LocalNode], *, envoy: Path, on_line: OnLine) -> None:
-        self.nodes, self._envoy, self._on_line = nodes, envoy, on_line
+    A peer's death ends the mesh. A sidecar's does not: its supervisor starts it again.
+    """
+
+    def __init__(self, nodes: list[LocalNode], *, envoy: Path, on_line: OnLine, settings: Settings | None = None) -> None:
+        self.nodes, self._on_line = nodes, on_line
         self._peers: list[Child] = []
-        self._sidecars: list[Sidecar] = []
-        self._deaths: asyncio.Queue[Child] = asyncio.Queue()
+        self._supervisors = [self._supervisor(node, envoy, settings or Settings()) for node in nodes]
+        self._sidecars: list[asyncio.Task[None]] = []
+        self._end_sidecars = asyncio.Event()
+        self._failure: asyncio.Future[Exception] | None = None
         self._watches: list[asyncio.Task[None]] = []
 
     async def run(
@@ -115,90 +146,97 @@ class LocalMesh:
 
         Args:
             start_secs: How long all of it may take to become ready.
-            stop_secs: How long calls in flight may take to end.
+            stop_secs: How long runs in progress may take to end.
 
         Raises:
-            StartError: A process was not ready in time, or ended by itself.
+            StartError: A process was not ready in time, or a peer ended by itself, or a sidecar does not stay up.
+            MeshError, ValidationError, PublishError: As ``Supervisor.run``.
         """
+        self._failure = asyncio.get_running_loop().create_future()
         stopping = asyncio.create_task(stop.wait())
-        death = asyncio.create_task(self._deaths.get())
         starting = asyncio.create_task(self._start(start_secs))
-        tasks: list[asyncio.Task[object]] = [stopping, death, starting]
+        waits: list[asyncio.Future[Any]] = [stopping, starting, self._failure]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if starting.done() and not stopping.done() and not death.done():
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done() and not stopping.done() and not self._failure.done():
                 starting.result()
                 on_ready()
-                await asyncio.wait([stopping, death], return_when=asyncio.FIRST_COMPLETED)
-            if death.done() and not stopping.done():
-                raise StartError(ended(death.result()))
+                await asyncio.wait(waits[::2], return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done() and not stopping.done():
+                raise self._failure.result()
         finally:
-            for task in tasks:
+            for task in (stopping, starting):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(stopping, starting, return_exceptions=True)
             await self._stop(stop_secs)
 
     def kill(self) -> None:
         """End every process at once, with nothing finished."""
-        for child in self._children():
+        for child in self._peers:
             child.send(signal.SIGKILL)
+        for supervisor in self._supervisors:
+            supervisor.kill()
 
-    def _children(self) -> list[Child]:
-        return [*self._peers, *(sidecar.child for sidecar in self._sidecars)]
+    def _supervisor(self, node: LocalNode, envoy: Path, settings: Settings) -> Supervisor:
+        def log(_: str, text: str) -> None:
+            for line in text.splitlines():
+                self._on_line(f"{node.name} sidecar", line)
+
+        generations = Generations(node.source, envoy)
+        # Two commands for one directory would fight over the peers' ports.
+        settings = replace(settings, take_over=False)
+        return Supervisor(generations, envoy=envoy, log=log, on_line=self._on_line, settings=settings)
 
     async def _start(self, within_secs: float) -> None:
+        # Peers read files that the supervisors put in place.
+        await asyncio.gather(*(supervisor.prepare() for supervisor in self._supervisors))
         try:
             async with asyncio.TaskGroup() as group:
                 for node in self.nodes:
-                    group.create_task(self._start_peer(node, within_secs))
-                    group.create_task(self._start_sidecar(node, within_secs))
+                    for peer in node.peers:
+                        group.create_task(self._start_peer(peer, within_secs))
+                for supervisor in self._supervisors:
+                    group.create_task(self._start_sidecar(supervisor))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _start_peer(self, node: LocalNode, within_secs: float) -> None:
-        if node.peer_argv is None:
-            return
-        name = f"{node.name} peer"
-        self._peers.append(child := await Child.start(name, node.peer_argv, on_line=self._on_line, env=node.peer_env))
-        self._watch(child)
-        if not await wait_peer_ready(node.listen, within_secs):
-            raise StartError(f"{name} does not serve on {node.listen} after {within_secs:g} s")
+    async def _start_peer(self, peer: LocalPeer, within_secs: float) -> None:
+        self._peers.append(child := await Child.start(peer.name, peer.argv, on_line=self._on_line, env=peer.env))
 
-    async def _start_sidecar(self, node: LocalNode, within_secs: float) -> None:
-        sidecar = await Sidecar.start(
-            f"{node.name} sidecar",
-            envoy=self._envoy,
-            config=node.directory / "envoy.json",
-            admin_socket=node.directory / "admin.sock",
-            on_line=self._on_line,
-        )
-        self._sidecars.append(sidecar)
-        self._watch(sidecar.child)
-        await sidecar.wait_ready(within_secs)
-
-    def _watch(self, child: Child) -> None:
         async def watch() -> None:
             await child.wait()
-            self._deaths.put_nowait(child)
+            self._fail(StartError(ended(child)))
 
         self._watches.append(asyncio.create_task(watch()))
+        if not await wait_peer_ready(peer.listen, within_secs):
+            raise StartError(f"{peer.name} does not serve on {peer.listen} after {within_secs:g} s")
+
+    async def _start_sidecar(self, supervisor: Supervisor) -> None:
+        async def run() -> None:
+            try:
+                await supervisor.run(self._end_sidecars)
+            except Exception as error:
+                self._fail(error)
+
+        self._sidecars.append(asyncio.create_task(run()))
+        await supervisor.serving.wait()
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(error)
 
     async def _stop(self, within_secs: float) -> None:
-        end = asyncio.get_running_loop().time() + within_secs
         try:
             # Peers say NOT_SERVING and finish what runs; their sidecars carry those calls to the end, and go last.
-            for child in self._peers:
-                child.ask_to_end()
-            await asyncio.gather(*(sidecar.begin_drain() for sidecar in self._sidecars))
             await asyncio.gather(*(child.stop(within_secs) for child in self._peers))
-            await asyncio.gather(*(sidecar.wait_idle(end - asyncio.get_running_loop().time()) for sidecar in self._sidecars))
-            await asyncio.gather(*(sidecar.stop() for sidecar in self._sidecars))
+            self._end_sidecars.set()
+            await asyncio.gather(*self._sidecars)
         finally:
             self.kill()
-            for watch in self._watches:
-                watch.cancel()
+            for task in (*self._watches, *self._sidecars):
+                task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*self._watches, return_exceptions=True)
+                await asyncio.gather(*self._watches, *self._sidecars, return_exceptions=True)
 
 
 def _require_identities(mesh: Mesh, certs: Path) -> None:

@@ -18,7 +18,7 @@ class NodePaths:
     Attributes:
         identity_dir: Holds ``current`` (a link that is swapped whole), with ``tls.crt``, ``tls.key``, ``bundle.crt`` and
             ``crl.pem``.
-        config_dir: Holds ``envoy.json``, ``lds.json``, ``cds.json``, ``rds/`` and ``sds/``.
+        config_dir: Holds ``envoy.json``, ``lds.json``, ``cds.json``, ``rds.json`` and ``sds/``.
         admin_socket: Where Envoy's admin interface listens.
         proof_file: The node's own secret, which the ingress adds to every call and the peer compares.
         token_file: What ``inject_token`` injects; None where no egress port asks for it.

@@ -27,7 +27,7 @@ def render_node(
 ) -> dict[str, str]:
     """Return *node*'s files by their path below the configuration directory.
 
-    ``envoy.json``, ``lds.json``, ``cds.json``, ``rds/*.json`` and ``sds/*.json`` are the sidecar's, ``policy.json`` is the
+    ``envoy.json``, ``lds.json``, ``cds.json``, ``rds.json`` and ``sds/*.json`` are the sidecar's, ``policy.json`` is the
     peer's (every flow to and from the node), and ``peers.json`` its clients' (see :mod:`blazen_mesh.address_book`). Equal
     meshes, equal bytes.
 

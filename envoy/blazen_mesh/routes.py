@@ -1,7 +1,4 @@
-"""How long a call may take, when it is sent again, and what is stamped on it: the routes of both hops.
-
-They are files of their own (RDS), looked at for each call: what changes in them holds for the next call of an open connection.
-"""
+"""How long a call may take, when it is sent again, and what is stamped on it: the routes of both hops."""
 
 from __future__ import annotations
 

@@ -52,16 +52,22 @@ class HotRestart:
     @property
     def arguments(self) -> list[str]:
         """The options for Envoy."""
-        found = ["--base-id", str(self.base_id), "--restart-epoch", str(self.epoch)]
+        # Without the predecessor's numbers: asking for them blocks, for ever where it has died.
+        found = ["--base-id", str(self.base_id), "--restart-epoch", str(self.epoch), "--skip-hot-restart-parent-stats"]
         found += ["--socket-path", str(self.socket), "--socket-mode", "600"]
         return [*found, "--parent-shutdown-time-s", str(math.ceil(self.leave_secs) + DRAIN_NOTICE_SECS)]
+
+    @property
+    def orders(self) -> Path:
+        """The socket on which this Envoy takes its successor's orders (Envoy's own naming)."""
+        return self.socket.with_name(f"{self.socket.name}_parent_{self.base_id * 10 + self.epoch % 3}")
 
 
 class Sidecar:
     """An Envoy process and its admin interface."""
 
-    def __init__(self, child: Child, admin: Admin, epoch: int = 0) -> None:
-        self.child, self.admin, self._epoch = child, admin, epoch
+    def __init__(self, child: Child, admin: Admin, hot_restart: HotRestart | None = None) -> None:
+        self.child, self.admin, self._epoch = child, admin, hot_restart.epoch if hot_restart else 0
 
     @classmethod
     async def start(
@@ -92,7 +98,7 @@ class Sidecar:
         argv += ["--drain-time-s", str(REPLACED_SECS), "--drain-strategy", "immediate"]
         argv += hot_restart.arguments if hot_restart else ["--disable-hot-restart"]
         child = await Child.start(name, [*argv, *options], on_line=on_line, share_output=share_output)
-        return cls(child, Admin(admin_socket), hot_restart.epoch if hot_restart else 0)
+        return cls(child, Admin(admin_socket), hot_restart)
 
     async def wait_ready(self, within_secs: float) -> None:
         """Wait until it serves with live certificates.

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
+import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from blazen_mesh.child import OnLine
+from blazen_mesh.connections import accepted, listening
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.settings import Settings
-from blazen_mesh.sidecar import DRAIN_NOTICE_SECS, HotRestart, Sidecar
+from blazen_mesh.sidecar import END_SECS, HotRestart, Sidecar
 
 __all__ = ["Succession", "Turn"]
 
 ROWS = 16
+LOOK_SECS = 0.25
+IDLE_TIMES = 4
 SHARED_MEMORY = "/dev/shm/envoy_shared_memory_{}0"  # noqa: S108 - Envoy's own name for it
 
 
@@ -34,6 +41,10 @@ class Turn:
     def next(self) -> Turn:
         """The Envoy that takes over from this one."""
         return Turn(self.row, self.epoch + 1)
+
+    def before(self) -> Turn:
+        """The Envoy that this one takes over from."""
+        return Turn(self.row, self.epoch - 1)
 
     def afresh(self) -> Turn:
         """The first of another row, when there is nobody to take over from."""
@@ -55,11 +66,9 @@ class Succession:
         self.current: Sidecar | None = None
         self.turn, self.starts = Turn(), 0
         self._others: list[Sidecar] = []  # on their way out, or not yet in
-
-    @property
-    def settled(self) -> bool:
-        """Whether the one that serves is the only one. Envoy lets a third in only once the first has gone."""
-        return not any(other.child.returncode is None for other in self._others)
+        self._ports: frozenset[int] = frozenset()
+        self._stand_ins: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, turn: Turn) -> None:
         """Start the Envoy of *turn*; when this returns it serves, and the one before lets its calls in flight end.
@@ -76,7 +85,7 @@ class Succession:
             on_line=self._on_line,
             concurrency=settings.concurrency,
             flush_ms=settings.flush_ms,
-            hot_restart=HotRestart(self._base_id(turn), turn.epoch, self._home / "hot", settings.drain_secs),
+            hot_restart=self._hot_restart(turn),
             share_output=settings.share_output,
         )
         self._others.append(sidecar)  # so that it is killed with the others whatever happens now
@@ -89,6 +98,10 @@ class Succession:
         if self.current is not None and self.current.child.returncode is None:
             self._others.append(self.current)
         self.current, self.turn, self.starts = sidecar, turn, self.starts + 1
+        self.know_ports()
+        if turn.epoch:
+            self._begin(self._stand_in(self._hot_restart(turn.before()).orders))
+            self._begin(self.let_go())
 
     async def follow(self) -> None:
         """Let another Envoy take over from the one that serves; raises as :meth:`start`."""
@@ -96,15 +109,43 @@ class Succession:
         await self.start(self.turn.next())
 
     async def let_go(self) -> None:
-        """Wait for those on their way out, as long as their calls in flight may take."""
-        budget = self._settings.drain_secs + 2 * DRAIN_NOTICE_SECS
-        await asyncio.gather(*(other.child.ends_within(budget) for other in self._others))
+        """Wait for those on their way out: until nobody is connected to them, or their calls have had their time.
+
+        Envoy lets no third one in. A successor ends the one before it by itself, when that time is over.
+        """
+        budget = self._settings.drain_secs + END_SECS
+        await asyncio.gather(*(self._see_off(other, budget) for other in self._others))
+
+    def know_ports(self) -> None:
+        """Note on which ports the one that serves listens; once it is on its way out, it does no more."""
+        if self.current is not None:
+            self._ports = listening(self.current.child.pid) or self._ports
 
     async def leave(self) -> None:
-        """After another supervisor has taken over: wait until its Envoy has ended ours."""
+        """After another supervisor has taken over: see ours off."""
         if self.current is not None:
             self._others.append(self.current)
         await self.let_go()
+
+    async def _see_off(self, other: Sidecar, budget: float) -> None:
+        idle, until = 0, time.monotonic() + budget
+        while idle < IDLE_TIMES and time.monotonic() < until:
+            if await other.child.ends(LOOK_SECS):
+                return
+            idle = 0 if accepted(other.child.pid, self._ports) else idle + 1
+        await other.stop(END_SECS)
+
+    async def _stand_in(self, orders: Path) -> None:
+        """Should the Envoy before die early, take the orders that its successor has for it.
+
+        Envoy stops dead, and aborts after ten seconds, when the one before is not there to be told to end.
+        """
+        until = time.monotonic() + self._settings.drain_secs + 2 * END_SECS
+        while _listened_to(orders):
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(LOOK_SECS)
+        self._stand_ins.append(_bound(orders))
 
     async def drain(self) -> bool:
         """Let calls in flight end, and return whether they did in time."""
@@ -121,9 +162,21 @@ class Succession:
 
     def clean(self) -> None:
         """Remove what dead Envoys left behind: the sockets they talked on, their shared memory."""
+        for task in self._tasks:
+            task.cancel()
+        while self._stand_ins:
+            self._stand_ins.pop().close()
         for left in (self._admin_socket, *self._home.glob("hot_*")):
             left.unlink(missing_ok=True)
         Path(SHARED_MEMORY.format(self._base_id(self.turn))).unlink(missing_ok=True)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _hot_restart(self, turn: Turn) -> HotRestart:
+        return HotRestart(self._base_id(turn), turn.epoch, self._home / "hot", self._settings.drain_secs)
 
     def _all(self) -> list[Sidecar]:
         return [*self._others, *([self.current] if self.current else [])]
@@ -131,3 +184,19 @@ class Succession:
     def _base_id(self, turn: Turn) -> int:
         # Another one for each directory of the machine, and for each row in it: 28 bits, since Envoy multiplies it by 10.
         return int.from_bytes(sha256(str(self._home).encode()).digest()[:3], "big") * ROWS + turn.row
+
+
+def _bound(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    found.bind(str(path))
+    return found
+
+
+def _listened_to(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True

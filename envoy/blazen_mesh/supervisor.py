@@ -20,7 +20,7 @@ from blazen_mesh.admin import AdminError
 from blazen_mesh.child import OnLine
 from blazen_mesh.discovery import PublishError
 from blazen_mesh.generation import Generation, Generations, reason
-from blazen_mesh.handover import Claim, Predecessor, hand_over, part, refuse
+from blazen_mesh.handover import ASK_SECS, Claim, NotYetError, Predecessor, hand_over, part, refuse
 from blazen_mesh.mesh import MeshError
 from blazen_mesh.ready import SOCKET_NAME
 from blazen_mesh.render import ensure_secret
@@ -36,6 +36,7 @@ __all__ = ["Log", "Supervisor"]
 BACKOFF_SECS = (0.1, 10.0)
 FAILED_STARTS = 6
 STEADY_SECS = 60.0
+ASK_AGAIN_SECS = 0.2
 
 Level = Literal["info", "warning", "error"]
 Log = Callable[[Level, str], None]
@@ -73,8 +74,8 @@ class Supervisor:
         self._problems: dict[str, str] = {}
         self._replace_because: str | None = None
         self._wake, self.serving = asyncio.Event(), asyncio.Event()
-        self._handing = False
-        self._taken_over = False
+        self._handing = self._taken_over = False
+        self._changing = asyncio.Lock()  # one at a time: a look, a replacement, a hand-over
 
     async def run(self, stop: asyncio.Event) -> None:
         """Hold the sidecar until *stop* is set, then drain and end it; return early when a successor has taken it over.
@@ -113,11 +114,12 @@ class Supervisor:
         if self._generations.current is None:
             await self.prepare()
         await self._wait_for_identity()
-        if self._claim.held:
+        predecessor = None if self._claim.held else await self._ask()
+        if predecessor is None:
             self._envoys.clean()
             await self._start(self._envoys.start(Turn()))
         else:
-            await self._take_over()
+            await self._take_over(predecessor)
         self.serving.set()
         self._log("info", f"ready: generation {self.status.generation}, certificate {self.status.serial}")
 
@@ -135,8 +137,20 @@ class Supervisor:
             how = f"blazen-certs issue {node}, or on this node with blazen-certs join"
             raise StartError(f"no certificate after {secs:g} s: {said}; make one with {how}") from None
 
-    async def _take_over(self) -> None:
-        predecessor = await Predecessor.ask(self._home / SOCKET_NAME)
+    async def _ask(self) -> Predecessor | None:
+        """Ask the supervisor that has the sidecar for it, again and again while it cannot; None once there is none any more."""
+        until, within_secs = time.monotonic() + self._settings.wait_secs, 2 * self._settings.drain_secs + ASK_SECS
+        while not self._claim.take():
+            try:
+                return await Predecessor.ask(self._home / SOCKET_NAME, self.status.node, within_secs=within_secs)
+            except NotYetError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(ASK_AGAIN_SECS)
+        await self._server.start()
+        return None
+
+    async def _take_over(self, predecessor: Predecessor) -> None:
         self._log("info", "taking over from the supervisor that runs here")
         try:
             await self._start(self._envoys.start(predecessor.turn.next()))
@@ -161,27 +175,24 @@ class Supervisor:
 
     async def _tend(self, stopping: asyncio.Task[Any]) -> None:
         while await self._something_to_do(stopping):
-            envoy = self._envoys.current
-            assert envoy is not None  # noqa: S101 - _begin has started it
-            if envoy.child.returncode is None:
-                await self._unless(stopping, self._look(envoy))
-            else:
-                await self._unless(stopping, self._revive(envoy))
+            await self._unless(stopping, self._act())
 
     async def _something_to_do(self, stopping: asyncio.Task[Any]) -> bool:
         """Wait for the next look, or for what cannot wait for it; return False at the end."""
-        assert self._envoys.current is not None  # noqa: S101 - as in _tend
+        assert self._envoys.current is not None  # noqa: S101 - _begin has started it
         tasks = [asyncio.create_task(self._envoys.current.child.wait()), asyncio.create_task(self._wake.wait())]
         await asyncio.wait([stopping, *tasks], timeout=self._settings.poll_secs, return_when=asyncio.FIRST_COMPLETED)
         self._wake.clear()
         for task in tasks:
             task.cancel()
-        while self._handing and not stopping.done():  # nothing may change meanwhile
-            waking = asyncio.create_task(self._wake.wait())
-            await asyncio.wait([stopping, waking], return_when=asyncio.FIRST_COMPLETED)
-            waking.cancel()
-            self._wake.clear()
         return not (stopping.done() or self._taken_over)
+
+    async def _act(self) -> None:
+        async with self._changing:
+            envoy = self._envoys.current
+            if self._taken_over or envoy is None:
+                return
+            await (self._look(envoy) if envoy.child.returncode is None else self._revive(envoy))
 
     async def _look(self, envoy: Sidecar) -> None:
         """Do what the files and Envoy's own word call for."""
@@ -193,6 +204,8 @@ class Supervisor:
             await self._identity.count(envoy.admin)
             stuck = None if broken else await self._identity.refused(envoy.admin)
         self._note("identity", f"{broken}; Envoy goes on with the one before: issue another" if broken else stuck)
+        if unready != self.status.why_not:
+            self._log("warning" if unready else "info", f"not ready: {unready}" if unready else "ready again")
         self._set(why_not=unready, generation=self._generation.digest)
         why, self._replace_because = self._replace_because, None
         if self._generation.bootstrap != self._started_from:
@@ -266,32 +279,42 @@ class Supervisor:
         return problem
 
     async def _asked_for_it(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.status.state != "serving" or self._handing or not self._envoys.settled:
-            refuse(writer, "it is not settled: try again in a moment")
+        if self.status.state != "serving" or self._handing:
+            refuse(writer, f"it is {'handing over already' if self._handing else self.status.state}: try again in a moment")
             return
         self._handing = True
+        self._log("info", "another supervisor asks for it")
         try:
-            if await hand_over(self._envoys.turn, reader, writer):
-                self._taken_over = True
-                self._log("info", "another supervisor has taken over; calls in flight end here")
-                await self._server.stop(keep_name=True)
-                self._claim.release()
-                part(writer)
-            else:
-                self._replace_because = "another supervisor began to take over, and went away"
-                self._log("warning", self._replace_because)
+            async with self._changing:
+                await self._envoys.let_go()  # Envoy lets a third one in only once the first has gone
+                self._envoys.know_ports()
+                if await hand_over(self.status.node, self._envoys.turn, reader, writer):
+                    self._taken_over = True
+                    self._log("info", "another supervisor has taken over; calls in flight end here")
+                    await self._server.stop(keep_name=True)
+                    self._claim.release()
+                    part(writer)
+                else:
+                    self._replace_because = "another supervisor began to take over, and went away"
+                    self._log("warning", self._replace_because)
         finally:
             self._handing = False
             self._wake.set()
 
     async def _end(self) -> None:
         try:
+            if self._handing:  # whoever is about to take over shall find what it has asked for
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.start_secs), self._changing:
+                        pass
             if self._taken_over:
                 await self._envoys.leave()
             elif self._envoys.current is not None:
                 self._log("info", f"draining: calls in flight have {self._settings.drain_secs:g} s")
                 self._set(state="draining", why_not="it is being stopped")
-                if not await self._envoys.drain():
+                idle = await self._envoys.drain()
+                await self._envoys.let_go()
+                if not idle:
                     self._log("warning", "calls that are still in flight are cut off")
                 await self._envoys.stop()
         finally:

@@ -47,4 +47,4 @@ def tracing(node: str, hop: str) -> dict[str, Any]:
 
 def collector_cluster(address: TcpAddress) -> dict[str, Any]:
     """Return the cluster of the OTLP receiver at *address*."""
-    return cluster(COLLECTOR, [address], connect_timeout="1s")
+    return cluster(COLLECTOR, [address], connect_timeout="1s", watched=False)

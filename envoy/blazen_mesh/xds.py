@@ -17,22 +17,22 @@ __all__ = [
     "BOOTSTRAP",
     "CDS",
     "LDS",
+    "RDS",
     "dump",
     "file_source",
     "resources_of",
-    "routes_file",
     "version_of",
     "whole",
     "with_clusters_of",
     "xds_files",
 ]
 
-BOOTSTRAP, CDS, LDS = "envoy.json", "cds.json", "lds.json"
+BOOTSTRAP, CDS, LDS, RDS = "envoy.json", "cds.json", "lds.json", "rds.json"
 _TYPES = {
     CDS: f"{ANY}envoy.config.cluster.v3.Cluster",
     LDS: f"{ANY}envoy.config.listener.v3.Listener",
+    RDS: f"{ANY}envoy.config.route.v3.RouteConfiguration",
 }
-_ROUTES = f"{ANY}envoy.config.route.v3.RouteConfiguration"
 VERSION_CHARS = 16
 
 
@@ -46,18 +46,16 @@ def file_source(path: str) -> dict[str, Any]:
     return {"resource_api_version": "V3", "path_config_source": {"path": path}}
 
 
-def routes_file(listener: str) -> str:
-    """Return the name of the file with the routes of *listener*, whose own name has spaces where no id can have one."""
-    return f"rds/{listener.replace(' ', '+')}.json"
-
-
 def xds_files(
-    listeners: Sequence[dict[str, Any]], clusters: Sequence[dict[str, Any]], routes: Sequence[dict[str, Any]]
+    listeners: Sequence[dict[str, Any]], clusters: Sequence[dict[str, Any]], routes: dict[str, Any]
 ) -> dict[str, str]:
-    """Return the files that hold *listeners*, *clusters* and *routes*, by their path below the configuration directory."""
-    found = {CDS: _response(_TYPES[CDS], clusters), LDS: _response(_TYPES[LDS], listeners)}
-    found.update({routes_file(table["name"]): _response(_ROUTES, [table]) for table in routes})
-    return found
+    """Return the files that hold *listeners*, *clusters* and the *routes* of the ingress, by their names.
+
+    Those of the other listeners stand in the listeners: each file that Envoy watches takes one of the 128 inotify instances
+    that Linux gives a user by default, and without one left Envoy ends.
+    """
+    found = {CDS: clusters, LDS: listeners, RDS: [routes]}
+    return {name: _response(_TYPES[name], resources) for name, resources in found.items()}
 
 
 def resources_of(text: str) -> list[dict[str, Any]]:
@@ -71,18 +69,11 @@ def version_of(text: str) -> str:
 
 
 def with_clusters_of(cds: str, former: str) -> str:
-    """Return *cds* with the clusters that only *former* has: nothing that a listener still leads to goes before the
-    listener."""
+    """Return *cds* with the clusters that only *former* has: none that a listener still leads to goes before it."""
     wanted = json.loads(cds)["resources"]
     names = {item["name"] for item in wanted}
     kept = [item for item in json.loads(former)["resources"] if item["name"] not in names]
     return cds if not kept else _response(_TYPES[CDS], [*wanted, *kept])
-
-
-def routes_of(text: str) -> str:
-    """Return the name of the listener whose routes *text*, a file's, holds."""
-    (table,) = resources_of(text)
-    return str(table["name"])
 
 
 def whole(files: Mapping[str, str]) -> dict[str, Any]:
@@ -94,8 +85,8 @@ def whole(files: Mapping[str, str]) -> dict[str, Any]:
         for chain in listener["filter_chains"]:
             for network_filter in chain["filters"]:
                 manager = network_filter["typed_config"]
-                rds = manager.pop("rds")
-                (manager["route_config"],) = resources_of(files[routes_file(rds["route_config_name"])])
+                if manager.pop("rds", None):
+                    (manager["route_config"],) = resources_of(files[RDS])
     found["static_resources"] = {"listeners": listeners, "clusters": resources_of(files[CDS])}
     return found
 

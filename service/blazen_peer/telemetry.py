@@ -7,13 +7,14 @@ created. Metrics name no run and no caller: a series lives as long as the proces
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context as TraceContext
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -54,6 +55,7 @@ NODE_ID = "blazen.node.id"
 CLIENT_NODE_ID = "blazen.client.node.id"
 CALLER = "blazen.caller"
 INVOCATION_ID = "blazen.invocation.id"
+DATA_CLASS = "blazen.data.class"
 REQUEST_BYTES = "blazen.request.size_bytes"
 RESPONSE_BYTES = "blazen.response.size_bytes"
 ERROR_TYPE = "error.type"  # OpenTelemetry semantic conventions
@@ -67,6 +69,10 @@ REFUSAL = "blazen.refusal"  # an error's kind, or the status that the gate answe
 OTHER = "other"  # what a series is called whose own name would be one too many
 
 MAX_NAMES = 256  # workflows, steps, methods with series of their own: a call may name what it likes
+
+PARENT_RUN_SPAN = "blazen-parent-run-span"  # the header; wire.metadata lets it through
+_RUN = otel_context.create_key("blazen-run")
+_SPAN_ID = re.compile(r"[0-9a-f]{16}")
 
 _OFF: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -109,15 +115,24 @@ def enabled() -> bool:
 
 
 def extract(headers: Mapping[str, str]) -> TraceContext | None:
-    """Return the remote trace context of *headers* (lower-case W3C names), or None where there is none."""
-    return _PROPAGATOR.extract(headers, context=TraceContext()) if "traceparent" in headers else None
+    """Return the remote trace context of *headers* (lower-case names), with the caller's run's; None where there is none."""
+    if "traceparent" not in headers:
+        return None
+    context = _PROPAGATOR.extract(headers, context=TraceContext())
+    if _SPAN_ID.fullmatch(span_id := headers.get(PARENT_RUN_SPAN, "")):
+        caller = trace.get_current_span(context).get_span_context()
+        run = SpanContext(caller.trace_id, int(span_id, 16), is_remote=True, trace_flags=caller.trace_flags)
+        context = otel_context.set_value(_RUN, run, context)
+    return context
 
 
 def inject() -> dict[str, str]:
-    """Return the W3C headers of the current span; empty where there is no valid one."""
+    """Return the W3C headers of the current span, and the span of the run around it; empty where there is no valid one."""
     headers: dict[str, str] = {}
     if trace.get_current_span().get_span_context().is_valid:
         _PROPAGATOR.inject(headers)
+        if isinstance(run := otel_context.get_value(_RUN), SpanContext):
+            headers[PARENT_RUN_SPAN] = trace.format_span_id(run.span_id)
     return headers
 
 
@@ -146,15 +161,19 @@ def run_span(
     node_id: str | None = None,
     caller: object = None,
     invocation_id: str | None = None,
+    data_class: str | None = None,
     parent: TraceContext | None = None,
 ) -> AbstractContextManager[Span]:
-    """Return the span of one run, current while entered; a child of *parent*, or of what is current."""
+    """Return the span of one run, current while entered; a child of *parent*, or of what is current.
+
+    Where it was asked for by a step of another run, here or at another peer, it is linked to that run's span as well.
+    """
     if not enabled():
         return _passing(parent)
     attributes: dict[str, AttributeValue] = {WORKFLOW_NAME: workflow, RUN_ID: run_id}
-    known = ((NODE_ID, node_id), (CALLER, caller), (INVOCATION_ID, invocation_id))
+    known = ((NODE_ID, node_id), (CALLER, caller), (INVOCATION_ID, invocation_id), (DATA_CLASS, data_class))
     attributes.update({name: str(value) for name, value in known if value is not None})
-    return _span(f"{RUN_SPAN} {workflow}", SpanKind.INTERNAL, attributes, parent)
+    return _run(f"{RUN_SPAN} {workflow}", attributes, parent)
 
 
 def step_span(step_id: str, event_type: str) -> AbstractContextManager[Span]:
@@ -187,7 +206,7 @@ def served_span(service: str, method: str, parent: TraceContext | None) -> Abstr
     """Return the server's span of one RPC, a child of the caller's context *parent*, or a root where there is none."""
     if not enabled():
         return _passing(parent)
-    return _span(f"{service}/{method}", SpanKind.SERVER, _rpc(service, method), parent or TraceContext())
+    return _served(f"{service}/{method}", _rpc(service, method), parent or TraceContext())
 
 
 def metered() -> bool:
@@ -245,6 +264,16 @@ def _rpc(service: str, method: str) -> dict[str, AttributeValue]:
 
 
 @contextmanager
+def _served(name: str, attributes: Mapping[str, AttributeValue], parent: TraceContext) -> Iterator[Span]:
+    token = otel_context.attach(parent)  # whatever it holds: the caller's run, for one
+    try:
+        with _span(name, SpanKind.SERVER, attributes, None) as span:
+            yield span
+    finally:
+        otel_context.detach(token)
+
+
+@contextmanager
 def _passed(parent: TraceContext) -> Iterator[Span]:
     token = otel_context.attach(parent)
     try:
@@ -259,9 +288,32 @@ def _passing(parent: TraceContext | None) -> AbstractContextManager[Span]:
 
 
 @contextmanager
-def _span(name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue], parent: TraceContext | None) -> Iterator[Span]:
+def _run(name: str, attributes: Mapping[str, AttributeValue], parent: TraceContext | None) -> Iterator[Span]:
+    with _span(name, SpanKind.INTERNAL, attributes, parent, otel_context.get_value(_RUN, parent)) as span:
+        token = otel_context.attach(otel_context.set_value(_RUN, span.get_span_context()))
+        try:
+            yield span
+        finally:
+            otel_context.detach(token)
+
+
+@contextmanager
+def _span(
+    name: str,
+    kind: SpanKind,
+    attributes: Mapping[str, AttributeValue],
+    parent: TraceContext | None,
+    caller_run: object = None,
+) -> Iterator[Span]:
+    links = [Link(caller_run)] if isinstance(caller_run, SpanContext) else None
     with _TRACER.start_as_current_span(
-        name, context=parent, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
+        name,
+        context=parent,
+        kind=kind,
+        attributes=attributes,
+        links=links,
+        record_exception=False,
+        set_status_on_exception=False,
     ) as span:
         try:
             yield span

@@ -59,6 +59,17 @@ def test_nothing_to_open(store: Path) -> None:
         Authority.open(store)
 
 
+def test_store_of_the_first_version(store: Path) -> None:
+    """A CA without issuing CAs, as version 0.1.0 made it, is named as such; it is neither used nor overwritten."""
+    (store / "ca").mkdir(parents=True)
+    (store / "ca" / "ca.crt").write_text("what it was")
+    with pytest.raises(StoreError, match=r"holds a CA of version 0\.1\.0"):
+        Authority.open(store)
+    with pytest.raises(StoreError, match="already holds a CA"):
+        Authority.create(store, "mesh.test")
+    assert (store / "ca" / "ca.crt").read_text() == "what it was"
+
+
 def test_certificate_without_key_cannot_issue(authority: Authority) -> None:
     """On a machine that has only the CA's certificate, the error says that the key is what is missing."""
     (authority.directory / ISSUING / "ca.key").unlink()

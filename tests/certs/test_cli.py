@@ -86,6 +86,22 @@ WRONG: list[Any] = [
     pytest.param(["verify", "nobody"], "nobody is neither a node", id="verify-nobody"),
     pytest.param(["verify", "analyst", "--at", "soon"], "--at 'soon' is no time", id="at-a-word"),
     pytest.param(["verify", "analyst", "--frob"], "No such option", id="unknown-option"),
+    pytest.param(
+        ["init", "--trust-domain", "x.test", "--region", "EU", "--dir", "n"], "region 'EU' is not valid", id="bad-region"
+    ),
+    pytest.param(
+        ["init", "--trust-domain", "x.test", "--region", "mesh", "--dir", "n"], "'mesh' is not valid", id="region-mesh"
+    ),
+    pytest.param(["issue", "a", "--region", "eu"], "there is no region 'eu' in this mesh; its regions: none", id="no-regions"),
+    pytest.param(["renew", "--dir", "nowhere"], "there is no CA in nowhere", id="renew-no-store"),
+    pytest.param(["renew", "analyst", "--issuing"], "--issuing takes neither nodes", id="renew-issuing-a-node"),
+    pytest.param(["renew", "--sidecar", "b=x"], "--sidecar b=x: b is none of analyst", id="sidecar-of-nobody"),
+    pytest.param(["needs-renewal", "nobody"], "nobody has no identity in", id="needs-renewal-nobody"),
+    pytest.param(["revoke"], "say what to revoke", id="revoke-nothing"),
+    pytest.param(["revoke", "a", "--serial", "1"], "say what to revoke", id="revoke-two-things"),
+    pytest.param(["revoke", "nobody"], "nothing was ever issued to nobody", id="revoke-nobody"),
+    pytest.param(["revoke", "--serial", "xyz"], "--serial 'xyz' is no serial number", id="serial-no-number"),
+    pytest.param(["rotate-root", "back"], "Invalid value for '[next|status]'", id="rotate-backwards"),
     pytest.param(["frob"], "No such command 'frob'", id="unknown-command"),
 ]
 
@@ -123,7 +139,12 @@ def test_a_bug_keeps_its_traceback(mesh: Run, monkeypatch: pytest.MonkeyPatch) -
         mesh("issue", "analyst")
 
 
-@pytest.mark.parametrize("command", ["init", "issue", "inspect", "verify"])
+COMMANDS = [
+    "init", "issue", "renew", "needs-renewal", "watch", "revoke", "crl", "rotate-root", "status", "inspect", "verify",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_with_an_example(run: Run, command: str) -> None:
     """Each command's help holds a line that can be copied."""
     outcome = run(command, "--help")
@@ -135,7 +156,7 @@ def test_no_arguments_shows_the_help(run: Run) -> None:
     """Alone, the command shows what it can do, and says that nothing was done."""
     outcome = run()
     assert outcome.code == 2
-    for command in ("init", "issue", "inspect", "verify"):
+    for command in COMMANDS:
         assert command in outcome.out
 
 
@@ -236,3 +257,14 @@ def test_file_and_node_of_one_name(mesh: Run, tmp_path: Path) -> None:
     (tmp_path / "analyst").write_bytes((tmp_path / ".mesh/certs/root/v1/root.crt").read_bytes())
     assert json.loads(mesh("inspect", "analyst", "--json").out)["objects"][0]["ca"] is False
     assert json.loads(mesh("inspect", "./analyst", "--json").out)["objects"][0]["ca"] is True
+
+
+def test_inspect_shows_what_a_ca_may_name(mesh: Run) -> None:
+    """Of a CA: how many CAs it may make below it, and which names it may give."""
+    issuing, root = ".mesh/certs/issuing/mesh/v1/ca.crt", ".mesh/certs/root/v1/root.crt"
+    found = json.loads(mesh("inspect", issuing, root, "--json").out)["objects"]
+    assert (found[0]["path_length"], found[0]["may_name"], found[0]["names_critical"]) == (0, ["mesh.test"], True)
+    assert (found[1]["path_length"], "may_name" in found[1]) == (1, False)
+    shown = mesh("inspect", issuing).out
+    assert "CAs below it  none" in shown
+    assert "may name      mesh.test" in shown

@@ -20,7 +20,7 @@ from blazen_peer.identity import PeerId
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ec.derive_private_key(7, ec.SECP256R1())
 LIFETIMES = st.integers(60, int(MAX_LEAF_LIFETIME.total_seconds())).map(lambda secs: timedelta(seconds=secs))
-SERIALS = st.integers(1, 2**159)
+SERIALS = st.integers(1, 2**159 - 1)
 AGES = st.integers(0, 90 * 86400 - 1).map(lambda secs: timedelta(seconds=secs))
 
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class Running:
     project: str
     jaeger_port: int
     compose: DockerCompose
-    secs: dict[str, float] = field(default_factory=dict)
 
     def jaeger(self, path: str) -> Any:
         """What Jaeger's API gives for *path*; None where it gives nothing."""
@@ -77,7 +76,8 @@ class Running:
 
     def demo(self, document: str, *, secs: float = COMMAND_SECS, check: bool = True) -> Any:
         """Run the demo on *document*; return what ``--json`` prints, or the finished process where it may fail."""
-        done = self.run("run", "--rm", "-T", "demo", "--json", "-", given=document, secs=secs, check=check)
+        # What a test has killed must stay dead: the services it depends on are not started for it.
+        done = self.run("run", "--rm", "-T", "--no-deps", "demo", "--json", "-", given=document, secs=secs, check=check)
         return json.loads(done.stdout) if check else done
 
     def python(self, service: str, program: str, *, check: bool = True) -> str:
@@ -113,7 +113,7 @@ class Running:
         return docker(*words, check=check)
 
 
-def left_of(project: str) -> dict[str, list[str]]:
+def _left_of(project: str) -> dict[str, list[str]]:
     """What there is of *project*: containers, volumes, networks."""
     label = f"label=com.docker.compose.project={project}"
     return {
@@ -132,26 +132,35 @@ def mesh(engine: str) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPOSE_PROJECT_NAME", project)
         patch.setenv("JAEGER_PORT", str(port))
-        began = time.monotonic()
-        docker("build", "--quiet", "-f", "service/Dockerfile", "--target", "peer", "-t", "blazen-peer", *ca(), ".", secs=600)
         running = Running(project, port, DockerCompose(ROOT, "compose.yaml", build=True, wait=True))
-        running.secs["images"] = time.monotonic() - began
         try:
             running.compose.start()
-            running.secs["up"] = time.monotonic() - began
             yield running
         except subprocess.CalledProcessError as error:
             logs = running.run("logs", "--no-color", "--tail", "20", check=False).stdout
             pytest.fail(f"the mesh does not come up: {error.stderr.decode()[-3000:]}\n{logs[-6000:]}")
         finally:
             running.compose.stop()
-    assert left_of(project) == {"containers": [], "volumes": [], "networks": []}
+    assert _left_of(project) == {"containers": [], "volumes": [], "networks": []}
 
 
-def ca() -> list[str]:
-    """The option that gives a build this machine's CA bundle, where it has one of its own."""
-    bundle = os.environ.get("CA_BUNDLE")
-    return ["--secret", f"id=ca,src={bundle}"] if bundle else []
+@pytest.fixture
+def left_of() -> Callable[[str], dict[str, list[str]]]:
+    """What there is of a project: ``left_of(name)`` gives containers, volumes, networks."""
+    return _left_of
+
+
+@pytest.fixture
+def network(engine: str) -> Iterator[Callable[[], str]]:
+    """Make a network that leads nowhere else; return its name. It is removed when what stands on it is gone."""
+    name = f"blazen-test-{os.getpid()}-lan"
+
+    def make() -> str:
+        docker("network", "create", "--internal", name)
+        return name
+
+    yield make
+    docker("network", "rm", "--force", name)
 
 
 @pytest.fixture

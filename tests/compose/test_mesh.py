@@ -23,9 +23,10 @@ def spans_of(mesh: Any, trace_id: str) -> list[dict[str, Any]]:
         {
             "id": span["spanID"],
             "parent": next((ref["spanID"] for ref in span["references"] if ref["refType"] == "CHILD_OF"), None),
+            "links": [ref["spanID"] for ref in span["references"] if ref["refType"] == "FOLLOWS_FROM"],
             "service": trace["processes"][span["processID"]]["serviceName"],
             "name": span["operationName"],
-            "tags": {tag["key"]: tag["value"] for tag in span["tags"]},
+            "tags": {tag["key"]: tag["value"] for tag in [*span["tags"], *trace["processes"][span["processID"]]["tags"]]},
         }
         for trace in mesh.jaeger(f"/api/traces/{trace_id}") or []
         for span in trace["spans"]
@@ -73,8 +74,15 @@ def test_one_trace_over_all_nodes(mesh: Any, ran: dict[str, Any], eventually: Ev
     runs = {span["tags"]["blazen.workflow.name"]: span for span in spans if span["name"].startswith("blazen.run ")}
     assert set(runs) == {"intake-document", "analyze-pipeline", "embed"}
     assert len({span["tags"]["blazen.run.id"] for span in runs.values()}) == 3
-    assert runs["embed"]["tags"]["blazen.node.id"] == "gpu"
+    told = ("blazen.node.id", "blazen.region", "blazen.data.class")
+    assert {workflow: tuple(span["tags"][name] for name in told) for workflow, span in runs.items()} == {
+        "intake-document": ("intake", "eu", "internal"),
+        "analyze-pipeline": ("analyst", "eu", "personal"),
+        "embed": ("gpu", "us", "internal"),
+    }
     assert runs["embed"]["tags"]["blazen.caller"] == "spiffe://eu.mesh.example/peer/intake"
+    assert runs["embed"]["links"] == runs["analyze-pipeline"]["links"] == [runs["intake-document"]["id"]]
+    assert embed["tags"]["blazen.step.id"] == "gpu::embed"
 
 
 def test_health_checks_make_no_traces(mesh: Any, ran: dict[str, Any]) -> None:
@@ -124,7 +132,7 @@ def test_no_way_out_of_a_region(mesh: Any) -> None:
         assert "unreachable" in lost.stderr or "TimeoutError" in lost.stderr, lost.stderr
 
 
-def test_no_certificate(mesh: Any) -> None:
+def test_no_certificate(mesh: Any, eventually: Eventually) -> None:
     """Whoever has no certificate of the mesh is refused in the handshake, and the sidecar says why."""
     program = (
         "import socket, ssl; c = ssl._create_unverified_context(); c.set_alpn_protocols(['h2'])\n"
@@ -133,7 +141,7 @@ def test_no_certificate(mesh: Any) -> None:
         "except OSError as error: print('refused', error)"
     )
     assert mesh.beside("eu", program).stdout.startswith("refused")
-    assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in mesh.run("logs", "--no-color", "analyst-sidecar").stdout
+    eventually(lambda: "PEER_DID_NOT_RETURN_A_CERTIFICATE" in mesh.run("logs", "--no-color", "analyst-sidecar").stdout)
 
 
 CALL = """

@@ -119,6 +119,7 @@ class StandInPeer:
     calls: list[Call] = field(default_factory=list)
     health: Any = field(default_factory=HealthServicer)
     answer_metadata: tuple[tuple[str, str], ...] = ()
+    refuses: grpc.StatusCode | None = None
     server: Any = None
 
     async def start(self, address: str) -> None:
@@ -142,6 +143,8 @@ class StandInPeer:
         if self.answer_metadata:
             await context.send_initial_metadata(self.answer_metadata)
             context.set_trailing_metadata(self.answer_metadata)
+        if self.refuses:
+            await context.abort(self.refuses, "the test says so")
         return await self.answer(request)
 
     async def _stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -189,7 +192,7 @@ class Supervised:
         """Wait until its status fulfils *condition*, and return it."""
         async with asyncio.timeout(WAIT_SECS):
             while not condition(status := await asyncio.to_thread(readiness, self.home)):
-                assert self.child.returncode is None, "\n".join(self.mesh.lines[self.node])
+                assert self.child.returncode is None, "\n".join(self.mesh.lines[self.node][-10:])
                 await asyncio.sleep(0.02)
         return status
 
@@ -347,6 +350,7 @@ class Mesh:
             await channel.close()
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
         await asyncio.gather(*(supervised.child.kill() for supervised in self.supervised))
+        await asyncio.gather(*(supervised.child.ends(WAIT_SECS) for supervised in self.supervised))  # its Envoys' last output
         await asyncio.gather(*(peer.server.stop(0) for peer in self.peers.values()))
 
     def _on_line(self, name: str, line: str) -> None:

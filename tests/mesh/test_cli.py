@@ -70,7 +70,7 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "envoy.json",
             "lds.json",
             "cds.json",
-            "rds/ingress.json",
+            "rds.json",
             "peers.json",
             "policy.json",
             "sidecar-proof",
@@ -125,11 +125,11 @@ def test_failure(argv: list[str], code: int, words: str, capsys: pytest.CaptureF
 
 def test_commands_for_certificates_are_right(tmp_path: Path) -> None:
     """The commands that it tells for want of certificates, run as they stand, make those of every node in its own region."""
-    mesh = load_mesh(Path(__file__).with_name("policy.toml"))
-    certs = tmp_path / "certs"
+    path = Path(__file__).with_name("policy.toml")
+    mesh, certs = load_mesh(path), tmp_path / "certs"
 
     def rendered() -> object:
-        return prepare(mesh, tmp_path, certs=certs, token_file=tmp_path / "token", environment={})
+        return prepare(mesh, path, tmp_path, certs=certs, token_file=tmp_path / "token", environment={})
 
     with pytest.raises(ValidationError, match="make them with: ") as caught:
         rendered()

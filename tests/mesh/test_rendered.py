@@ -139,7 +139,7 @@ def test_envoy_takes_it(mesh: Mesh, node: str, envoy: Path) -> None:
 
 
 @pytest.mark.envoy
-@pytest.mark.parametrize("name", ["envoy.json", "lds.json", "cds.json", "rds/ingress.json"])
+@pytest.mark.parametrize("name", ["envoy.json", "lds.json", "cds.json", "rds.json"])
 def test_envoy_is_really_asked(name: str, envoy: Path) -> None:
     """What Envoy does not understand is reported with its reason, in whichever file it stands."""
     files = render_node(EXAMPLE, "intake", PATHS)
@@ -379,6 +379,13 @@ def test_tracing_is_off_unless_asked_for() -> None:
     assert all(manager["tracing"]["spawn_upstream_span"] for manager in found(document, "HttpConnectionManager"))
     assert {sampler["sampling_percentage"]["numerator"] for sampler in found(document, "TraceIdRatioBasedSamplerConfig")} == {0}
     assert len(found(document, "ParentBasedSamplerConfig")) == 2
+
+
+def test_the_collector_is_not_asked_for_its_health() -> None:
+    """A collector is no peer: dialled by name though it be, no health check and no ejection is for it."""
+    clusters = rendered(EXAMPLE, "intake", otlp=TcpAddress("collector", 4317))["static_resources"]["clusters"]
+    (collector,) = (each for each in clusters if each["name"] == "otlp")
+    assert not {"health_checks", "outlier_detection"} & set(collector)
 
 
 def test_names_are_looked_up_again() -> None:

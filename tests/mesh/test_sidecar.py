@@ -12,9 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from blazen_mesh.address import TcpAddress
 from blazen_mesh.render import replace_file
 from blazen_mesh.sidecar import StartError
 
@@ -143,55 +141,6 @@ async def test_age_does_not_cut_a_call(start_mesh: Any) -> None:
     mesh.peers["analyst"].answer = slowly
     assert await mesh.call("intake", "analyst", timeout=30) == b"hello"
     assert len(mesh.peers["analyst"].calls) == 1
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP receiver that keeps every span with its resource's attributes."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[dict[str, str], Any]] = []
-
-    async def Export(self, request: Any, _: Any) -> Any:  # noqa: N802 - gRPC's name
-        for group in request.resource_spans:
-            resource = {item.key: item.value.string_value for item in group.resource.attributes}
-            self.spans += [(resource, span) for scope in group.scope_spans for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-async def test_sidecars_join_the_callers_trace(start_mesh: Any, ports: Callable[[], int]) -> None:
-    """A traced call gets four spans of the sidecars, each the parent of the next; an untraced one gets none."""
-    collector, port = Collector(), ports()
-    server = grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    mesh = await start_mesh(otlp=TcpAddress("127.0.0.1", port))
-    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
-    await mesh.call("intake", "analyst")
-    await mesh.call("intake", "analyst", metadata=[("traceparent", f"00-{trace_id}-{span_id}-01")])
-
-    async def exported() -> bool:
-        return len(collector.spans) >= 4
-
-    await until(exported, secs=15)
-    chain, parent = [], span_id
-    left = list(collector.spans)
-    while found := next((pair for pair in left if pair[1].parent_span_id.hex() == parent), None):
-        left.remove(found)
-        resource, span = found
-        assert span.trace_id.hex() == trace_id
-        chain.append((resource["service.name"], resource["blazen.node.id"], span.kind))
-        parent = span.span_id.hex()
-    server_kind, client_kind = 2, 3
-    assert chain == [
-        ("intake-sidecar", "intake", server_kind),
-        ("intake-sidecar", "intake", client_kind),
-        ("analyst-sidecar", "analyst", server_kind),
-        ("analyst-sidecar", "analyst", client_kind),
-    ]
-    assert left == []
-    assert parent in mesh.peers["analyst"].calls[-1].values("traceparent")[0]
-    await server.stop(0)
 
 
 async def test_admin_socket_is_private(mesh: Any) -> None:

@@ -255,9 +255,10 @@ async def test_end_is_bounded(start_mesh: Any) -> None:
 
 @pytest.mark.parametrize("node", [pytest.param("analyst", id="the-callees"), pytest.param("intake", id="the-callers")])
 async def test_envoy_is_replaced_under_load(start_mesh: Any, node: str) -> None:
-    """On SIGHUP another Envoy takes the ports over: no call fails, though nobody retries, and each is executed once."""
-    mesh = await start_mesh(sidecars=[])
-    fleet = {name: await mesh.supervise(name, "--drain-secs", "2") for name in ("analyst", "intake")}
+    """On SIGHUP another Envoy takes the ports over: no call fails, though nobody retries, each is executed once. The old one
+    ends as soon as nobody is connected to it any more, long before it would have to."""
+    mesh = await start_mesh(sidecars=[], extra={"connection_age_secs": 4})
+    fleet = {name: await mesh.supervise(name, "--drain-secs", "100") for name in ("analyst", "intake")}
     before = fleet[node].status["envoy_pid"]
     async with load(mesh) as answers:
         await until(lambda: len(answers) > 10)
@@ -284,6 +285,71 @@ async def test_supervisor_is_replaced_under_load(start_mesh: Any, node: str) -> 
         await until(lambda: len(answers) > seen + 10)
     assert status["envoy_pid"] != before
     assert not alive(before)
+
+
+async def test_stopped_while_it_hands_over(start_mesh: Any) -> None:
+    """Told to end while another supervisor takes over, it lets that one have the sidecar first: no call fails."""
+    mesh = await start_mesh(sidecars=["intake"])
+    first = await mesh.supervise("analyst", "--drain-secs", "2")
+    async with load(mesh) as answers:
+        await until(lambda: len(answers) > 10)
+        second = await mesh.supervise("analyst", "--drain-secs", "2", ready=False)
+        await mesh.said("analyst", "another supervisor asks for it")
+        first.child.ask_to_end()
+        assert await first.ended() == 0
+        await second.until(lambda status: status["ready"])
+        seen = len(answers)
+        await until(lambda: len(answers) > seen + 10)
+
+
+async def test_started_while_another_one_ends(start_mesh: Any) -> None:
+    """Started while a supervisor drains, another one waits for its end, and starts afresh."""
+    mesh = await start_mesh(sidecars=["intake"])
+    first = await mesh.supervise("analyst")
+    first.child.ask_to_end()
+    await mesh.said("analyst", "draining")
+    second = await mesh.supervise("analyst", ready=False)
+    assert await first.ended() == 0
+    await second.until(lambda status: status["ready"])
+    assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_old_envoy_that_dies_on_its_way_out(start_mesh: Any) -> None:
+    """The new Envoy lives on though the old one is killed before its time: another takes the order that was meant for it."""
+    mesh = await start_mesh(sidecars=["intake"])
+    go_on = asyncio.Event()
+
+    async def wait(request: bytes) -> bytes:
+        if request == b"long":
+            await go_on.wait()
+        return request
+
+    mesh.peers["analyst"].answer = wait
+    analyst = await mesh.supervise("analyst", "--drain-secs", "3")
+    old = analyst.status["envoy_pid"]
+    long_call = asyncio.create_task(mesh.call("intake", "analyst", b"long", timeout=20))  # keeps the old one
+    await until(lambda: len(mesh.peers["analyst"].calls) == 1)
+    analyst.child.send(signal.SIGHUP)
+    await analyst.until(lambda status: status["starts"] == 2)
+    os.kill(old, signal.SIGKILL)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await long_call
+    go_on.set()
+    end = time.monotonic() + 6  # its order comes after 4 s, and the wait for somebody to take it would begin
+    while time.monotonic() < end:
+        assert await mesh.call("intake", "analyst", b"short", timeout=2) == b"short"
+        assert await analyst.admin.unready() is None
+        await asyncio.sleep(0.1)
+    assert analyst.status["starts"] == 2
+
+
+async def test_stopped_while_it_waits(start_mesh: Any, certificates: Any) -> None:
+    """SIGTERM ends it at once while it waits for a certificate."""
+    mesh = await start_mesh(identities={"analyst": certificates.directory / "nodes" / "analyst"}, sidecars=[])
+    analyst = await mesh.supervise("analyst", ready=False)
+    await analyst.until(lambda status: status["state"] == "waiting")
+    analyst.child.ask_to_end()
+    assert await analyst.ended() == 0
 
 
 async def test_successor_that_fails(start_mesh: Any, tmp_path: Path) -> None:

@@ -29,16 +29,15 @@ from pathlib import Path
 from blazen_mesh.binary import find_envoy
 from blazen_mesh.cli import run_up
 from blazen_mesh.local import blazen_peer_command
-from blazen_mesh.mesh import load_mesh
 from blazen_peer.errors import BlazenError
 
-def stand_in(node, peer, proof):
-    argv = blazen_peer_command(node, peer, proof)
+def stand_in(node, peer, listen, config_dir):
+    argv = blazen_peer_command(node, peer, listen, config_dir)
     return [sys.executable, sys.argv[2], *argv[3:argv.index("--lame-duck-secs")]]
 
 home = Path(sys.argv[1])
 try:
-    sys.exit(run_up(load_mesh(home / "mesh.toml"), directory=home / "m", certs=home / "certs", envoy=find_envoy(),
+    sys.exit(run_up(home / "mesh.toml", directory=home / "m", certs=home / "certs", envoy=find_envoy(),
                     ready_file=home / "ready", environment=os.environ, stop_secs=4, peer_command=stand_in))
 except BlazenError as error:
     sys.exit(str(error))
@@ -102,11 +101,14 @@ StartUp = Callable[..., Awaitable[Up]]
 
 @pytest.fixture
 async def start_up(short_dir: Path, envoy: Path, ports: Callable[[], int]) -> AsyncIterator[StartUp]:
-    """A factory of running meshes; *env* is each peer's ``run.env``, *environment* the command's own."""
+    """A factory of running meshes; *env* is analyst's ``run.env``, *environment* the command's own."""
     async with AsyncExitStack() as stack:
 
-        async def start(env: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None) -> Up:
-            free = [ports() for _ in range(5)]
+        async def start(
+            env: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None, replicas: int = 1
+        ) -> Up:
+            free = [ports() for _ in range(4)]
+            listens = [f"127.0.0.1:{ports()}" for _ in range(replicas)]
             values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in (env or {}).items())
             (short_dir / "mesh.toml").write_text(f"""
                 trust_domain = "mesh.test"
@@ -117,7 +119,7 @@ async def start_up(short_dir: Path, envoy: Path, ports: Callable[[], int]) -> As
                 run.app = "examples.intake"
                 [peers.analyst]
                 sidecar = "127.0.0.1:{free[3]}"
-                listen = "127.0.0.1:{free[4]}"
+                listen = {json.dumps(listens if replicas > 1 else listens[0])}
                 run = {{ app = "examples.analyst", env = {{ {values} }} }}
                 [[flows]]
                 from = "intake"
@@ -180,16 +182,62 @@ async def test_call_in_flight_is_not_lost(start_up: StartUp) -> None:
     assert await up.end() == 0
 
 
-@pytest.mark.parametrize("victim", ["peer", "sidecar"])
-async def test_unexpected_death_ends_the_mesh(start_up: StartUp, victim: str) -> None:
-    """When one process dies, its last lines are shown, the others are ended, and the exit code is 1."""
+async def test_peer_that_dies_ends_the_mesh(start_up: StartUp) -> None:
+    """When a peer dies, its last lines are shown, the others are ended, and the exit code is 1."""
     up = await start_up()
     await up.until_ready()
     pids = up.children()
-    os.kill(next(pid for pid in pids if is_peer(pid) == (victim == "peer")), signal.SIGKILL)
+    os.kill(next(pid for pid in pids if is_peer(pid)), signal.SIGKILL)
     assert await up.end() == 1
-    assert f"{victim} was killed by signal 9" in up.output
+    assert "peer was killed by signal 9" in up.output
     assert alive(pids) == []
+
+
+async def test_sidecar_that_dies_is_started_again(start_up: StartUp) -> None:
+    """When an Envoy dies, its supervisor says so and starts another; calls pass again."""
+    up = await start_up()
+    ready = await up.until_ready()
+    for pid in up.children():
+        if not is_peer(pid):
+            os.kill(pid, signal.SIGKILL)
+    await up.until(lambda: up.output.count("Envoy serves again") == 2)
+    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"][0]["address"]) as channel:
+        assert await channel.unary_unary(INVOKE)(b"0", timeout=5) == b"0"
+    up.process.terminate()
+    assert await up.end() == 0
+
+
+async def test_replicas(start_up: StartUp) -> None:
+    """A node that listens at two addresses has two peers, and both get calls; each is told where to listen."""
+    up = await start_up(replicas=2)
+    ready = await up.until_ready()
+    assert len(up.children()) == 5
+    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"][0]["address"]) as channel:
+        call = channel.unary_unary(INVOKE)
+        number = 0
+        async with asyncio.timeout(WAIT_SECS):  # a sidecar that was first asks the replicas' health again after a second
+            while not all(f"analyst peer {replica}  | call begins" in up.output for replica in (1, 2)):
+                await call(b"0", metadata=[("blazen-invocation-id", f"id-{number}")], timeout=5)
+                number += 1
+    up.process.terminate()
+    assert await up.end() == 0
+
+
+async def test_mesh_file_changes(start_up: StartUp) -> None:
+    """A flow that is taken out of the mesh file while the mesh runs is refused within seconds, without any restart."""
+    up = await start_up()
+    ready = await up.until_ready()
+    async with grpc.aio.insecure_channel(ready["intake"]["egress"]["analyst"][0]["address"]) as channel:
+        call = channel.unary_unary(INVOKE)
+        assert await call(b"0", timeout=5) == b"0"
+        path = up.home / "mesh.toml"
+        text = path.read_text().partition("[[flows]]")[0]
+        path.write_text("\n".join(line for line in text.splitlines() if "egress." not in line))
+        await up.until(lambda: up.output.count("is in place") == 2)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(b"0", timeout=5)
+    up.process.terminate()
+    assert await up.end() == 0
 
 
 async def test_peer_that_cannot_start(start_up: StartUp) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from blazen_peer.runtime.threads import DEFAULT_MAX_THREADS
 
 ROOT = Path(__file__).parents[2]
 OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "reference-in-python.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -68,12 +70,34 @@ def test_operating_exit_codes() -> None:
     assert codes == sorted({*map(int, Exit), STUCK_EXIT_CODE})
 
 
-def test_operating_attributes() -> None:
-    """The table of spans names each attribute that there is, and none else."""
-    table = OPERATING.split("| span | where | attributes |")[1].split("\n\n")[0]
-    said = set(re.findall(r"`((?:blazen|rpc)\.[a-z_.]+)`", table)) | {"error.type"}
-    names = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
-    assert said == names - {telemetry.TRACER, telemetry.RUN_SPAN, telemetry.STEP_SPAN, telemetry.COMMAND_SPAN}
+def test_attributes_and_metrics() -> None:
+    """The tables of spans and metrics name each attribute and each metric that there is, and none else."""
+    spans = OBSERVABILITY.split("| span | where | attributes |")[1].split("\n\n")[0]
+    metrics = OBSERVABILITY.split("| metric | kind | unit | by |")[1].split("\n\n")[0]
+    said = set(re.findall(r"`((?:blazen|rpc)\.[a-z_.]+)`", spans + metrics)) | {"error.type"}
+    names = {
+        value
+        for name, value in vars(telemetry).items()
+        if name.isupper() and not name.startswith("_") and isinstance(value, str)
+    }
+    other = {telemetry.TRACER, telemetry.RUN_SPAN, telemetry.STEP_SPAN, telemetry.COMMAND_SPAN, telemetry.OTHER}
+    counted = {item._name for item in vars(telemetry).values() if hasattr(item, "_unit")}  # the API's instruments
+    assert len(counted) == 8
+    assert said - {"blazen.certificate.expiry"} == (names - other - {telemetry.PARENT_RUN_SPAN}) | counted
+
+
+def test_dashboard() -> None:
+    """Each panel of the dashboard asks for metrics that the page lists, by the names that Prometheus gives them."""
+    panels = json.loads((ROOT / "docs" / "grafana" / "blazen-peers.json").read_text(encoding="utf-8"))["panels"]
+    table = OBSERVABILITY.split("| metric | kind | unit | by |")[1].split("\n\n")[0]
+    known = {name.replace(".", "_") for name in re.findall(r"^\| `([a-z.]+)`", table, re.MULTILINE)}
+    asked = {
+        re.sub(r"(_seconds)?(_bucket|_total)?$", "", name)
+        for panel in panels
+        for target in panel["targets"]
+        for name in re.findall(r"\b(blazen_[a-z_]+)\{", target["expr"])
+    }
+    assert asked == known
 
 
 @pytest.mark.parametrize(
@@ -88,12 +112,17 @@ def test_operating_attributes() -> None:
         f"`--lame-duck-secs` ({ServerSettings().lame_duck_secs:g})",
         f"`--drain-secs` ({ServerSettings().drain_secs:g})",
         f"A caller waits {MARGIN_SECS:g} seconds longer",
-        f"the process's end at most {FLUSH_SECS:g} seconds",
     ],
 )
 def test_operating_numbers(words: str) -> None:
     """Each number of the page is the one in the code."""
     assert words in OPERATING
+
+
+def test_observability_numbers() -> None:
+    """Each number of the page is the one in the code."""
+    assert f"the process's end at most {FLUSH_SECS:g} seconds" in OBSERVABILITY
+    assert f"No more than {telemetry.MAX_NAMES} workflows" in OBSERVABILITY
 
 
 def quoted() -> list[Any]:

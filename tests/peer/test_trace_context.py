@@ -93,3 +93,41 @@ async def test_not_sampled(traced: Trace, serve: Serve, connect: Connect, raw_pe
     [(_, metadata)] = peer.calls
     assert int(str(metadata["traceparent"])[-2:], 16) & 1 == 0  # the flag "sampled", W3C Trace Context
     assert exported.get_finished_spans() == ()
+
+
+async def test_a_child_is_linked_to_its_parents_run(traced: Trace, serve: Serve, connect: Connect, registry: Registry) -> None:
+    """A run that another run's step asked for, here or at another peer, awaited or blocking, is linked to that run's span."""
+    exported = traced()
+    client = await connect(await serve())
+
+    @registry.step("awaits")
+    async def awaits(event: StartEvent) -> StopEvent:
+        await client.run_remote_workflow("child", ["demo::nothing"], "1")
+        return StopEvent()
+
+    @registry.step("blocks")
+    def blocks(event: StartEvent) -> StopEvent:
+        client.run_remote_workflow_blocking("child", ["demo::nothing"], "1")
+        return StopEvent()
+
+    for step_id in ("awaits", "blocks"):
+        exported.clear()
+        await client.run_remote_workflow("parent", [step_id], "1")
+        runs = {span.name: span for span in exported.get_finished_spans() if span.name.startswith("blazen.run")}
+        child, parent = runs["blazen.run child"], runs["blazen.run parent"]
+        assert [link.context.span_id for link in child.links] == [parent.context.span_id]
+        assert child.links[0].context.trace_id == parent.context.trace_id == child.context.trace_id
+        assert child.parent is not None
+        assert child.parent.span_id != parent.context.span_id
+        assert not parent.links
+
+
+@pytest.mark.parametrize("said", ["", "x" * 16, "ab" * 7, "AB" * 8], ids=["empty", "no digits", "short", "capitals"])
+async def test_a_malformed_run_span_links_nothing(said: str, traced: Trace, serve: Serve, raw_call: RawCall) -> None:
+    """What is no span id in the header of the caller's run is passed over; the trace goes on."""
+    exported = traced()
+    envelope = SubWorkflowRequest("w", ("demo::nothing",), b"1").encode()
+    await raw_call(await serve(), envelope, metadata=[("traceparent", HEADER), ("blazen-parent-run-span", said)])
+    [run] = [span for span in exported.get_finished_spans() if span.name == "blazen.run w"]
+    assert trace.format_trace_id(run.context.trace_id) == "ab" * 16
+    assert not run.links

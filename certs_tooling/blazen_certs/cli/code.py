@@ -15,6 +15,7 @@ from blazen_certs.codes import CodeBook
 from blazen_certs.facts import time_text
 from blazen_certs.profile import LeafRequest
 from blazen_certs.remote import service_peer
+from blazen_certs.service_audit import write_audit
 from blazen_peer.errors import ValidationError
 from blazen_peer.identity import PeerId
 
@@ -53,6 +54,7 @@ def code(
     names = LeafRequest(peer, tuple(dns or ())).dns_names
     now, lifetime = datetime.now(UTC), timedelta(minutes=min(minutes, 1e6))
     made = CodeBook.of(directory).make(peer, trust.root.certificate, dns_names=names, lifetime=lifetime, now=now)
+    write_audit(directory, "code", code=made.id, spiffe_id=str(peer), good_until=time_text(now + lifetime))
     if as_json:
         print_json(
             {"code": made.text(), "node": node, "spiffe_id": str(peer), "id": made.id, "not_after": time_text(now + lifetime)}

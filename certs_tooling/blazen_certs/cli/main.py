@@ -1,4 +1,4 @@
-"""The command ``blazen-certs``: reads arguments, calls, prints. Exit codes: 0 done, 1 a check failed, 2 wrong use."""
+"""The command ``blazen-certs``: reads arguments, calls, prints. Exit codes: 0 done, 1 failed, 2 wrong use, 3 not due."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="blazen-certs",
-    help="Make and check the identities of a mesh: one CA, and a short-lived certificate for each node.\n\n"
+    help="The identities of a mesh: a root, an issuing CA for each region, a short-lived certificate for each node.\n\n"
     "[bold]Example[/bold]\n\n"
     "  blazen-certs init --trust-domain mesh.example\n\n"
     "  blazen-certs issue analyst\n\n"
-    "  blazen-certs verify analyst",
-    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong use or a file that cannot be used.",
+    "  blazen-certs status\n\n"
+    "  blazen-certs watch",
+    epilog="Exit codes: 0 done, 1 a check or a renewal failed, 2 wrong use or a file that cannot be used, "
+    "3 nothing was due (renew, needs-renewal).",
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and keys are among them

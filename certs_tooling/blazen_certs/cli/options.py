@@ -16,7 +16,10 @@ __all__ = ["DEFAULT_STORE", "AsJson", "PassphraseFile", "RootDir", "Store", "dir
 
 PASSPHRASE = "BLAZEN_CERTS_PASSPHRASE"  # noqa: S105 - the variable's name
 
-Store = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The store: where the CA and the nodes' files are.")]
+Store = Annotated[
+    Path,
+    typer.Option("--dir", metavar="DIR", envvar="BLAZEN_CERTS_DIR", help="The store: where the CA and the nodes' files are."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 RootDir = Annotated[
     Path | None,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from blazen_certs.facts import printable
 
-__all__ = ["CHECK_FAILED", "DONE", "WRONG_USE", "fail", "print_event", "print_json", "print_lines"]
+__all__ = ["CHECK_FAILED", "DONE", "WRONG_USE", "fail", "print_event", "print_event_text", "print_json", "print_lines"]
 
 DONE, CHECK_FAILED, WRONG_USE = 0, 1, 2
 
@@ -43,3 +43,14 @@ def print_lines(items: Iterable[RenderableType]) -> None:
 def print_event(event: dict[str, Any]) -> None:
     """Print what a long-running command does, one line of JSON each, at once."""
     print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+def print_event_text(event: dict[str, Any]) -> None:
+    """Print the same for people: the time, what happened, and the rest as ``name=value``."""
+    rest = "  ".join(f"{key}={_text(value)}" for key, value in event.items() if key not in ("time", "event"))
+    print(f"{event['time']} {event['event']:<12} {rest}".rstrip(), file=sys.stdout, flush=True)
+
+
+def _text(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return printable(f'"{text}"' if " " in text else text)

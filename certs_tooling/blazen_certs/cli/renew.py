@@ -14,6 +14,7 @@ from blazen_certs.cli.output import CHECK_FAILED, DONE, print_json, print_lines
 from blazen_certs.cli.sidecars import Sidecars, SidecarSecs, await_sidecars, sidecars_of
 from blazen_certs.errors import StoreError
 from blazen_certs.facts import time_text
+from blazen_certs.issued import known_nodes
 from blazen_certs.issuing_renewal import IssuingStep, keep_issuing
 from blazen_certs.node_state import node_state
 from blazen_certs.renewal import renewal_time
@@ -93,9 +94,10 @@ def needs_renewal(nodes: _Nodes = None, directory: Store = DEFAULT_STORE, as_jso
         raise StoreError(f"there is no CA in {directory}: name the store with --dir")
     wanted = nodes or local_nodes(Authority(directory, trust.trust_domain))
     found: list[dict[str, Any]] = []
+    known = known_nodes(directory)
     for node in wanted:
         state = node_state(directory, trust, node)
-        if state.certificate is None and state.problem is None:
+        if node not in known:
             raise StoreError(f"{node} has no identity in {directory}: make one with blazen-certs issue {node}")
         reason = None if state.revoked is not None else why_due(state, trust, now=now)
         due = None if state.certificate is None else time_text(renewal_time(state.certificate))

@@ -20,7 +20,7 @@ __all__ = ["crl", "revoke"]
 
 _BITES = (
     "new connections are refused within 1 s of a node's having the list; open ones end with the sidecar's limit on their age; "
-    "nodes elsewhere have the list when they next fetch it"
+    "nodes elsewhere have the list within 1 s where blazen-certs serve runs here"
 )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from blazen_certs.authority import Authority
 from blazen_certs.cli.options import DEFAULT_STORE, Store
-from blazen_certs.cli.output import print_event
+from blazen_certs.cli.output import print_event, print_event_text
+from blazen_certs.facts import time_text
 from blazen_certs.remote import ServiceAddress
 from blazen_certs.service import CertificateService
 from blazen_certs.service_issuer import ServiceIssuer
@@ -31,11 +32,12 @@ def serve(
         float, typer.Option(metavar="HOURS", help="How long a certificate is valid: at most 2160 (90 days).")
     ] = 24.0,
     directory: Store = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")] = False,
 ) -> None:
     """Serve certificates to nodes on other machines: the first by a code, the next by the one before. Ends on SIGTERM.
 
-    Keys stay on their nodes; the CA's stays here. Each event is one JSON line on standard output, and each certificate one line
-    in audit.jsonl of the store.
+    Keys stay on their nodes; the CA's stays here. Each certificate leaves a line of JSON in audit.jsonl of the store. What
+    other commands do here (revoke, rotate-root) reaches the nodes at once.
 
     [bold]Example[/bold]
 
@@ -46,13 +48,14 @@ def serve(
             f"--lifetime-hours {lifetime_hours:g} is not allowed: use more than 0 and at most {_MAX_LIFETIME_HOURS}"
         )
     address = ServiceAddress.parse(listen, free_port=True)
-    issuer = ServiceIssuer(Authority.open(directory), lifetime=timedelta(hours=lifetime_hours), log=print_event)
+    say = print_event if as_json else print_event_text
+    issuer = ServiceIssuer(Authority.open(directory), lifetime=timedelta(hours=lifetime_hours), log=say)
 
     async def run() -> None:
-        async with CertificateService(issuer, print_event).serving(address.host, address.port) as where:
-            print_event({"event": "serving", "message": f"listens on {where}", "address": where})
+        async with CertificateService(issuer, say).serving(address.host, address.port) as where:
+            say({"time": time_text(datetime.now(UTC)), "event": "serving", "message": f"listens on {where}"})
             await until_signalled()
-            print_event({"event": "stopping"})
+        say({"time": time_text(datetime.now(UTC)), "event": "stopped"})
 
     asyncio.run(run())
 

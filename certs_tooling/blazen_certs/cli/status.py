@@ -51,40 +51,53 @@ def status(directory: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 
 def _authority(found: dict[str, Any]) -> Table:
-    table = _table("authority", "condition", "time left", "renewal", "root", "revoked", "lists until", "")
+    table = _table("authority", "condition", "time left", "renewal in", "root", "revoked", "lists left", "key")
+    at = datetime.fromisoformat(found["at"])
     for root in found["roots"]:
         table.add_row(
-            printable(root["subject"]), _word("ok"), _left(root["seconds_left"]), "", str(root["generation"]), "", "", ""
+            _short(root["subject"]), _word("ok"), _left(root["seconds_left"]), "", str(root["generation"]), "", "", ""
         )
     for item in found["issuing"]:
         table.add_row(
-            printable(item["subject"]),
+            _short(item["subject"]),
             _word(item["condition"]),
             _left(item["seconds_left"]),
-            item["renewal"],
+            _until(item["renewal"], at) if item["condition"] in ("ok", "due") else "",
             str(item["root_generation"]),
             str(item["revoked"]),
-            item["list_until"] or "",
-            "" if item["key_here"] else "key elsewhere",
+            _until(item["list_until"], at),
+            "here" if item["key_here"] else "elsewhere",
         )
     return table
 
 
 def _nodes(found: dict[str, Any]) -> Table:
-    table = _table("node", "condition", "time left", "renewal", "root", "serial", "lists' age", "where")
+    table = _table("node", "condition", "time left", "renewal in", "root", "serial", "lists' age", "where")
+    at = datetime.fromisoformat(found["at"])
     for node in found["nodes"]:
         age = node["lists_age_seconds"]
+        renewing = node["condition"] in ("ok", "due") and node["serial"]
         table.add_row(
             node["node"],
             _word(node["condition"]),
             _left(node["seconds_left"]) if node["serial"] else "",
-            node.get("renewal", ""),
+            _until(node["renewal"], at) if renewing else "",
             str(node["root_generation"] or ""),
-            (node["serial"] or "")[:16],
+            (node["serial"] or "")[:8],
             "" if age is None else timespan_text(timedelta(seconds=max(age, 0))),
             "here" if node["here"] else f"seen {node['seen'] or 'never'}",
         )
     return table
+
+
+def _short(subject: str) -> str:
+    """Return the common name of a CA of ours, which is unique; otherwise the whole name."""
+    first = subject.split(",", maxsplit=1)[0]
+    return printable(first.removeprefix("CN="))
+
+
+def _until(moment: str | None, at: datetime) -> Text:
+    return Text("") if moment is None else _left(int((datetime.fromisoformat(moment) - at).total_seconds()), "now")
 
 
 def _table(*columns: str) -> Table:
@@ -98,6 +111,5 @@ def _word(condition: str) -> Text:
     return Text(condition, _STYLES.get(condition, "bold red"))
 
 
-def _left(seconds: int) -> Text:
-    span = timedelta(seconds=abs(seconds))
-    return Text(timespan_text(span)) if seconds >= 0 else Text(f"ended {timespan_text(span)} ago", "bold red")
+def _left(seconds: int, over: str = "ended") -> Text:
+    return Text(timespan_text(timedelta(seconds=seconds))) if seconds >= 0 else Text(over, "bold red")

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from blazen_certs.authority import Authority
 from blazen_certs.cli.options import DEFAULT_STORE, PassphraseFile, RootDir, Store, root_keys
-from blazen_certs.cli.output import print_event
+from blazen_certs.cli.output import print_event, print_event_text
 from blazen_certs.cli.sidecars import Sidecars, sidecars_of
 from blazen_certs.cli.watch_from import watch_from
-from blazen_certs.facts import printable
 from blazen_certs.remote import ServiceAddress
 from blazen_certs.upkeep import local_nodes
 from blazen_certs.watch import Watch
-from blazen_peer.errors import ValidationError
 
 __all__ = ["until_told", "watch"]
 
@@ -54,13 +51,11 @@ def watch(
       blazen-certs watch analyst --from 10.0.0.1:9443
     """
     if service is not None:
-        if sidecar:
-            raise ValidationError("--sidecar goes with a CA of this machine's own, not with --from")
-        watch_from(ServiceAddress.parse(service), directory, nodes, print_event if as_json else _print_text)
+        watch_from(ServiceAddress.parse(service), directory, nodes, sidecar, print_event if as_json else print_event_text)
         return
     authority = Authority.open(directory, keys=root_keys(root_dir, passphrase_file))
     known = nodes or local_nodes(authority)
-    say = print_event if as_json else _print_text
+    say = print_event if as_json else print_event_text
     with until_told() as stop:
         keeper = Watch(authority, say, nodes=nodes, sidecars=sidecars_of(sidecar, known))
         say(
@@ -85,13 +80,3 @@ def until_told() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _print_text(event: dict[str, Any]) -> None:
-    rest = "  ".join(f"{key}={_text(value)}" for key, value in event.items() if key not in ("time", "event"))
-    print(f"{event['time']} {event['event']:<12} {rest}".rstrip(), file=sys.stdout, flush=True)
-
-
-def _text(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return printable(f'"{text}"' if " " in text else text)

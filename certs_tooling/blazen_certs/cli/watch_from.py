@@ -10,6 +10,7 @@ from typing import Any
 
 from blazen_certs import store
 from blazen_certs.cli.serve import until_signalled
+from blazen_certs.cli.sidecars import sidecars_of
 from blazen_certs.errors import StoreError
 from blazen_certs.facts import time_text
 from blazen_certs.issued import known_nodes
@@ -21,12 +22,18 @@ __all__ = ["watch_from"]
 
 
 def watch_from(
-    address: ServiceAddress, directory: Path, nodes: Sequence[str] | None, say: Callable[[dict[str, Any]], None]
+    address: ServiceAddress,
+    directory: Path,
+    nodes: Sequence[str] | None,
+    sidecars: Sequence[str] | None,
+    say: Callable[[dict[str, Any]], None],
 ) -> None:
     """Watch *nodes* (None: all that have an identity in *directory*) until SIGTERM or SIGINT.
 
+    *sidecars* are the values of ``--sidecar``.
+
     Raises:
-        ValidationError: A node id is not one.
+        ValidationError: A node id is not one, or a sidecar nobody's.
         StoreError: One of them has no identity, or none has.
     """
     there = [node for node in known_nodes(directory) if _is_here(directory, node)]
@@ -36,11 +43,15 @@ def watch_from(
         what = f"{', '.join(missing)} has no identity" if missing else "there is no identity"
         raise StoreError(f"{what} in {directory}: blazen-certs join {address} makes the first one, with a code")
 
+    sockets = sidecars_of(sidecars, known)
+
     def tell(event: str, **facts: Any) -> None:
         say({"time": time_text(datetime.now(UTC)), "event": event, **facts})
 
     async def run() -> None:
-        watches = [RemoteWatch(address, store.node_directory(directory, node), log=say) for node in known]
+        watches = [
+            RemoteWatch(address, store.node_directory(directory, node), log=say, sidecar=sockets.get(node)) for node in known
+        ]
         tell("watching", nodes=known, directory=str(directory), service=str(address))
         tasks = [asyncio.create_task(watch.run()) for watch in watches]
         stop = asyncio.create_task(until_signalled())

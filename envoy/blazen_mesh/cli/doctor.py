@@ -67,6 +67,11 @@ def doctor(
     mesh = load_mesh(mesh_file)
     given = logs or []
     files = find_nodes(directory, config_dirs or ())
+    if not files and not given:
+        raise ValidationError(
+            f"no node's files are in {directory}: say where `blazen-mesh up` keeps its mesh with --dir, "
+            "or what the sidecar of this machine was given with --config-dir"
+        )
     visit = Visit(
         mesh,
         node,
@@ -108,7 +113,8 @@ def _token(given: Path | None, environment: Mapping[str, str], files: Mapping[st
 
 
 def _show(out: Console, report: Report) -> None:
-    table = Table("", "where", "what", "found", box=None, pad_edge=False, header_style="bold")
+    table = Table("", "where", "what", box=None, pad_edge=False, header_style="bold")
+    table.add_column("found", overflow="fold")
     before = None
     for finding in report.findings:
         found = Text(finding.detail)

@@ -17,6 +17,7 @@ from blazen_mesh.cli.ready import ready
 from blazen_mesh.cli.render import render
 from blazen_mesh.cli.sidecar import sidecar
 from blazen_mesh.cli.up import up
+from blazen_mesh.discovery import PublishError
 from blazen_mesh.mesh import MeshError
 from blazen_mesh.sidecar import StartError
 from blazen_peer.errors import BlazenError
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = app(arguments or ["--help"], prog_name="blazen-mesh", standalone_mode=False)
     except _UsageError as error:
         return _fail(arguments, WRONG_USE, "Usage", f"{error.format_message()} See: blazen-mesh --help")
-    except (MeshError, StartError) as error:
+    except (MeshError, PublishError, StartError) as error:
         return _fail(arguments, PROBLEMS, error.kind, str(error))
     except BlazenError as error:
         return _fail(arguments, WRONG_USE, error.kind, str(error))

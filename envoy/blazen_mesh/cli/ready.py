@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,12 @@ from blazen_mesh.ready import readiness, summary
 
 __all__ = ["ready"]
 
+POLL_SECS = 0.1
+
 
 def ready(
     config_dir: Annotated[Path, typer.Option(metavar="DIR", help="What the sidecar was given as --config-dir.")],
+    wait_secs: Annotated[float, typer.Option(min=0, help="How long to wait for it to be ready.")] = 0.0,
     as_json: AsJson = False,
 ) -> int:
     """Say whether a sidecar is ready: Envoy lives, its certificates do, and calls pass. A healthcheck for containers.
@@ -27,7 +31,9 @@ def ready(
 
       blazen-mesh ready --config-dir /run/blazen/analyst
     """
-    status = readiness(config_dir)
+    until = time.monotonic() + wait_secs
+    while not (status := readiness(config_dir))["ready"] and time.monotonic() < until:
+        time.sleep(POLL_SECS)
     if as_json:
         print_json(status)
     else:

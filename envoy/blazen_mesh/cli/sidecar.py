@@ -17,6 +17,7 @@ from blazen_mesh.binary import HOW_TO_GET_IT, find_envoy
 from blazen_mesh.cli.options import DEFAULT_MESH, EnvoyBinary, MeshFile, Otlp, otlp_address
 from blazen_mesh.cli.outcome import DONE, PROBLEMS, WRONG_USE
 from blazen_mesh.discovery import PublishError
+from blazen_mesh.expiry_metric import export_expiry
 from blazen_mesh.generation import Generations, Source
 from blazen_mesh.init import run_as_init
 from blazen_mesh.mesh import MeshError
@@ -87,7 +88,11 @@ def sidecar(
         share_output=True,
     )
     run_as_init()
-    return asyncio.run(_supervise(source, binary, settings, ready_file))
+    end_metrics = export_expiry(node, Path(paths.identity_dir), os.environ)
+    try:
+        return asyncio.run(_supervise(source, binary, settings, ready_file))
+    finally:
+        end_metrics()
 
 
 async def _supervise(source: Source, envoy: Path, settings: Settings, ready_file: Path | None) -> int:

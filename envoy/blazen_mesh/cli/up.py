@@ -21,7 +21,7 @@ from blazen_mesh.cli.outcome import DONE
 from blazen_mesh.cli.show import console, mesh_table, node_objects
 from blazen_mesh.kept_log import KeptLog
 from blazen_mesh.local import LocalMesh, PeerCommand, blazen_peer_command, prepare
-from blazen_mesh.mesh import Mesh, load_mesh
+from blazen_mesh.mesh import load_mesh
 from blazen_mesh.render import replace_file
 from blazen_peer.errors import ValidationError
 
@@ -45,7 +45,9 @@ def up(
     start_secs: Annotated[float, typer.Option(min=1, help="How long starting may take.")] = 30.0,
     stop_secs: Annotated[float, typer.Option(min=0, help="How long calls in flight may take to end.")] = 20.0,
 ) -> int:
-    """Run a whole mesh on this machine: every node's sidecar, and its peer where the file has a `run` for it.
+    """Run a whole mesh on this machine: every node's sidecar, and its peers where the file has a `run` for them.
+
+    Each sidecar is looked after as by `blazen-mesh sidecar`: a change of the mesh file is put in force while it runs.
 
     The token is that of BLAZEN_PEER_TOKEN or BLAZEN_PEER_TOKEN_FILE; without one, DIR/token is made. Ctrl-C or SIGTERM lets
     calls in flight end, and stops everything; a second one kills at once.
@@ -55,7 +57,7 @@ def up(
       blazen-mesh up --mesh envoy/mesh.toml
     """
     return run_up(
-        load_mesh(mesh_file),
+        mesh_file,
         directory=directory,
         certs=certs or directory / "certs",
         envoy=find_envoy(envoy),
@@ -68,7 +70,7 @@ def up(
 
 
 def run_up(
-    mesh: Mesh,
+    mesh_file: Path,
     *,
     directory: Path,
     certs: Path,
@@ -83,17 +85,19 @@ def run_up(
     """Do what ``blazen-mesh up`` does, with *peer_command* to start the peers; return the exit code.
 
     Raises:
-        ValidationError: There is no Envoy, or certificates are missing.
+        MeshError, ValidationError: The mesh file is wrong, there is no Envoy, or certificates are missing.
+        PublishError: Envoy refuses what the mesh file gives.
         StartError: A process did not become ready, or ended by itself.
     """
     if envoy is None:
         raise ValidationError(f"there is no Envoy: {HOW_TO_GET_IT}")
-    mesh = mesh.on(datetime.now(UTC).date())
+    mesh = load_mesh(mesh_file).on(datetime.now(UTC).date())
     token_file = _token_file(directory, environment)
     out = console()
     with out.status("rendering"):
         nodes = prepare(
             mesh,
+            mesh_file,
             directory,
             certs=certs,
             token_file=token_file,
@@ -101,7 +105,7 @@ def run_up(
             otlp=otlp,
             peer_command=peer_command,
         )
-    names = [name for node in nodes for name in (f"{node.name} peer", f"{node.name} sidecar")]
+    names = [name for node in nodes for name in (*(peer.name for peer in node.peers), f"{node.name} sidecar")]
     width = max(len(name) for name in names)
 
     kept = {f"{node.name} sidecar": KeptLog(node.directory) for node in nodes}

@@ -51,10 +51,12 @@ class Described:
     Attributes:
         kind: Of the error, such as ``Unauthenticated``; None when the peer answered.
         text: The error's message, or which peer answered.
+        policy: What the peer says of the policy that it enforces (``digest``, ``problem``); None without one.
     """
 
     kind: str | None
     text: str
+    policy: Mapping[str, Any] | None = None
 
 
 def secure_channel(address: TcpAddress, current: Path, server_name: str) -> grpc.aio.Channel:
@@ -115,7 +117,7 @@ async def describe(target: Address, node: str, timeout_secs: float, environment:
             await process.wait()
     if "error" in answer:
         return Described(answer["error"]["kind"], answer["error"]["message"])
-    return Described(None, f"{answer['node_id']} version {answer['version']}")
+    return Described(None, f"{answer['node_id']} version {answer['version']}", answer.get("policy"))
 
 
 def _date(text: str | bytes | None) -> datetime | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["ALERTS", "CAUSES", "VERIFY_CODES", "Cause", "cause_of_failure_text"]
+__all__ = ["ALERTS", "CAUSES", "VERIFY_CODES", "Cause", "cause_of_failure_text", "readable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,10 @@ class Cause:
     fix: str
 
 
-_ISSUE_CALLER = "on the authority's machine: blazen-certs issue {caller}, and bring it to {caller}"
-_ISSUE_CALLEE = "on the authority's machine: blazen-certs issue {callee}, and bring it to {callee}"
-_ISSUE_NODE = "on the authority's machine: blazen-certs issue {node}, and bring it to {node}"
-_CRL_NODE = "on the authority's machine: blazen-certs crl, and bring it to {node}"
-_CRL_CALLER = "on the authority's machine: blazen-certs crl, and bring it to {caller}"
-_CRL_CALLEE = "on the authority's machine: blazen-certs crl, and bring it to {callee}"
+_ISSUE = "issue it anew: blazen-certs issue {0} where the authority is, or blazen-certs code {0} there and join on {0}"
+_LIST = "sign it anew where the authority is: blazen-certs crl --force; on {0}, see to `blazen-certs watch`"
+_ISSUE_NODE, _ISSUE_CALLER, _ISSUE_CALLEE = (_ISSUE.replace("{0}", name) for name in ("{node}", "{caller}", "{callee}"))
+_CRL_NODE, _CRL_CALLER, _CRL_CALLEE = (_LIST.replace("{0}", name) for name in ("{node}", "{caller}", "{callee}"))
 _CLOCK = "set both machines' clocks by NTP (timedatectl status)"
 
 _ENTRIES = (
@@ -41,6 +39,13 @@ _ENTRIES = (
     Cause("identity-unreadable", "the identity cannot be read", "run the doctor as the user that the sidecar runs as"),
     Cause("identity-broken", "the identity's files do not fit together", _ISSUE_NODE),
     Cause("identity-of-another", "the certificate names another node", _ISSUE_NODE),
+    Cause("certificate-expired", "the certificate has expired", _ISSUE_NODE),
+    Cause("certificate-not-yet-valid", "the certificate begins in the future by this machine's clock", _CLOCK),
+    Cause("certificate-revoked", "the certificate is revoked", "if it is to be trusted again, " + _ISSUE_NODE),
+    Cause("certificate-unknown-authority", "the node does not trust the authority of its own certificate", _ISSUE_NODE),
+    Cause("crl-expired", "the revocation list has expired, so the sidecar refuses everybody", _CRL_NODE),
+    Cause("crl-missing", "no revocation list covers the issuer, so the sidecar refuses everybody", _CRL_NODE),
+    Cause("crl-not-yet-valid", "the revocation list begins in the future by this machine's clock", _CLOCK),
     Cause(
         "certificate-expires-soon",
         "the certificate ends soon, and was not renewed in time",
@@ -113,7 +118,7 @@ _ENTRIES = (
     ),
     Cause("callee-expired", "the callee's certificate has expired", _ISSUE_CALLEE),
     Cause("callee-not-yet-valid", "the callee's certificate is not valid yet", _CLOCK),
-    Cause("callee-revoked", "the callee's certificate is revoked", _ISSUE_CALLEE + ", if it is to be trusted again"),
+    Cause("callee-revoked", "the callee's certificate is revoked", "if it is to be trusted again, " + _ISSUE_CALLEE),
     Cause(
         "callee-unknown-authority",
         "the caller does not trust the authority of the callee's certificate",
@@ -147,7 +152,7 @@ _ENTRIES = (
     ),
     Cause("caller-expired", "the caller's certificate has expired", _ISSUE_CALLER),
     Cause("caller-not-yet-valid", "the caller's certificate is not valid yet at the callee", _CLOCK),
-    Cause("caller-revoked", "the caller's certificate is revoked", _ISSUE_CALLER + ", if it is to be trusted again"),
+    Cause("caller-revoked", "the caller's certificate is revoked", "if it is to be trusted again, " + _ISSUE_CALLER),
     Cause(
         "caller-unknown-authority",
         "the callee does not trust the authority of the caller's certificate",
@@ -190,6 +195,21 @@ _ENTRIES = (
         "bad-token",
         "the peer does not take the token",
         "give {caller} and {callee} the same token; the log of {callee}'s peer says what was wrong",
+    ),
+    Cause(
+        "no-policy",
+        "the peer enforces no policy: any workflow that it has can be called, with any data that the sidecars let in",
+        "start {callee}'s peer with --policy, and the policy.json that was rendered for it",
+    ),
+    Cause(
+        "policy-not-read",
+        "the peer cannot read its policy file, and goes on with the former",
+        "render {callee} anew, on its machine",
+    ),
+    Cause(
+        "stale-policy",
+        "the peer enforces another policy than this mesh file gives it",
+        "render {callee} anew from this mesh file, on its machine, or use the file that it was rendered from",
     ),
     Cause(
         "peer-down",
@@ -277,3 +297,8 @@ def cause_of_failure_text(text: str) -> str | None:
     """
     joined = text.replace(" ", "_")
     return next((what for pattern, what in _TEXTS if re.search(pattern, joined)), None)
+
+
+def readable(text: str) -> str:
+    """Return Envoy's *text* of a failed handshake for people: blanks for its underscores, and without its library's numbers."""
+    return re.sub(r"\|[0-9]+:[^:|]*:OPENSSL internal:|:?TLS error( end)?:?", "", text.replace("_", " ")).strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blazen_mesh.address import Address
 from blazen_mesh.doctor.calls import check_health
-from blazen_mesh.doctor.configuration import examine_configuration
+from blazen_mesh.doctor.configuration import digest_of, examine_configuration
 from blazen_mesh.doctor.findings import Finding, Names, Report
 from blazen_mesh.doctor.hops import Hop, hops_of
 from blazen_mesh.doctor.identity import Identity, examine_identity, span_text
@@ -87,8 +87,10 @@ async def examine(visit: Visit) -> Report:
         if any(one.check == "call" and one.state == "fine" for one in found)
     }
     findings += _ended(visit)
-    findings += _told(past.seen(visit.now() - visit.since), sound, visit.now())
-    return Report(tuple(findings))
+    known = {(finding.subject, finding.cause) for finding in findings}
+    told = _told(past.seen(visit.now() - visit.since), sound, visit.now())
+    # What the walk has just met itself need not be told of the past as well.
+    return Report((*findings, *(finding for finding in told if (finding.subject, finding.cause) not in known)))
 
 
 async def _examine_node(visit: Visit, probing: Probing, node: str) -> tuple[list[Finding], Identity | None]:
@@ -99,7 +101,7 @@ async def _examine_node(visit: Visit, probing: Probing, node: str) -> tuple[list
         return [names.unseen("files", what, f"run there: blazen-mesh doctor --node {node} --config-dir DIR")], None
     found, identity = examine_identity(names, files, visit.mesh.identity(node), visit.now())
     found += await probing.bounded(examine_sidecar(names, files, identity))
-    found += await probing.bounded(examine_configuration(names, files, visit.mesh.on(visit.now().date())))
+    found += await probing.bounded(examine_configuration(names, files, visit.mesh, visit.now().date()))
     for address in visit.mesh.peer(node).listens:
         found.append(await _examine_peer(visit, probing, names, address))
     visit.on_done(node)
@@ -124,7 +126,9 @@ async def _examine_hop(visit: Visit, probing: Probing, hop: Hop, identity: Ident
     if hop.caller not in visit.files:
         where = f"run on {hop.caller}'s machine: blazen-mesh doctor --node {hop.caller} --config-dir DIR"
         return [hop.names.unseen("hop", f"it can be walked from {hop.caller}'s machine alone", where)]
-    found = await walk(hop, visit.mesh.identity(hop.callee), identity, probing)
+    today = visit.mesh.on(visit.now().date())
+    policies = {digest_of(mesh, hop.callee) for mesh in (visit.mesh, today)}
+    found = await walk(hop, visit.mesh.identity(hop.callee), identity, probing, policies=policies)
     visit.on_done(hop.names.subject)
     return found
 

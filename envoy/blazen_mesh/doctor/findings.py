@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from blazen_mesh.doctor.causes import CAUSES
 
-__all__ = ["Finding", "Names", "Report", "State"]
+__all__ = ["Finding", "Names", "Report", "State", "printable"]
+
+MAX_CHARS = 500
 
 State = Literal["fine", "problem", "warning", "unseen"]
 
@@ -33,6 +35,11 @@ class Finding:
     fix: str = ""
 
 
+def printable(text: str) -> str:
+    """Return *text*, cut at 500 characters, with what is not printable escaped: others' names must not steer a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[:MAX_CHARS])
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """What findings about one node, or one hop, are said of."""
@@ -45,17 +52,18 @@ class Names:
 
     def fine(self, check: str, detail: str) -> Finding:
         """Return that all is well."""
-        return Finding(self.subject, check, "fine", detail)
+        return Finding(self.subject, check, "fine", printable(detail))
 
     def unseen(self, check: str, detail: str, fix: str) -> Finding:
         """Return that *check* cannot be made from here."""
-        return Finding(self.subject, check, "unseen", detail, fix=fix)
+        return Finding(self.subject, check, "unseen", printable(detail), fix=fix)
 
     def wrong(self, check: str, cause: str, detail: str = "", *, state: State = "problem") -> Finding:
         """Return the problem (or warning) that *cause* names; *detail* is what was seen of it."""
         entry, names = CAUSES[cause], asdict(self)
         title = entry.title.format(**names)
-        return Finding(self.subject, check, state, f"{title}: {detail}" if detail else title, cause, entry.fix.format(**names))
+        told = f"{title}: {printable(detail)}" if detail else title
+        return Finding(self.subject, check, state, told, cause, entry.fix.format(**names))
 
 
 @dataclass(frozen=True, slots=True)

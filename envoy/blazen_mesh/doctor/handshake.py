@@ -16,10 +16,10 @@ from cryptography import x509
 
 from blazen_mesh.address import Address, TcpAddress, UnixAddress
 
-__all__ = ["CLOSED", "Handshake", "connect", "look_up", "shake_hands"]
+__all__ = ["CLOSED", "SILENT", "Handshake", "connect", "look_up", "shake_hands"]
 
-CLOSED = "closed"
-"""The failure of a connection that the other end closed without a word."""
+CLOSED, SILENT = "closed", "no answer in time"
+"""The failures of a connection that the other end closed without a word, and of one on which it said nothing."""
 
 # RFC 9113, 3.4: the client's preface and empty settings.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -31,6 +31,7 @@ class Handshake:
 
     Attributes:
         local: This end, as the other end's log writes it.
+        connect_secs: How long the TCP connection took to open.
         version, alpn: What was agreed on; None where nothing was.
         leaf: The other end's certificate, where it came.
         verify_code, verify_message: Why OpenSSL does not trust it (``X509_V_ERR_``); 0 and empty where it does.
@@ -38,6 +39,7 @@ class Handshake:
     """
 
     local: str
+    connect_secs: float
     version: str | None = None
     alpn: str | None = None
     leaf: x509.Certificate | None = None
@@ -47,14 +49,15 @@ class Handshake:
 
 
 async def look_up(address: TcpAddress, timeout_secs: float) -> list[str]:
-    """Return the IP addresses of *address*.
+    """Return the IP addresses of *address* that a sidecar would dial: those of version 4, where there are any.
 
     Raises:
         OSError: The name does not resolve, or not in time; the text says how.
     """
     async with asyncio.timeout(timeout_secs):
         found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    ips = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return [ip for ip in ips if ":" not in ip] or ips
 
 
 def connect(address: Address, timeout_secs: float) -> float:
@@ -72,7 +75,7 @@ def shake_hands(address: TcpAddress, current: Path, timeout_secs: float) -> Hand
     """Do a TLS handshake with *address* as the node whose identity is in *current*, and hear what the other end says of it.
 
     Raises:
-        OSError: The connection cannot be opened, or the other end is silent for too long.
+        OSError: The connection cannot be opened.
         ssl.SSLError: The node's own files cannot be used.
     """
     done = _shake(address, _context(current, verify=True), timeout_secs)
@@ -83,7 +86,7 @@ def shake_hands(address: TcpAddress, current: Path, timeout_secs: float) -> Hand
     if done.failure == CLOSED and done.leaf is not None:
         # What we sent crossed the other end's alert, and the reset that it drew took that away: now we only listen.
         again = _shake(address, _context(current, verify=False), timeout_secs, speak=False)
-        done = done if again.failure == CLOSED else replace(done, local=again.local, failure=again.failure)
+        done = done if again.failure in (None, CLOSED, SILENT) else replace(done, local=again.local, failure=again.failure)
     return done
 
 
@@ -104,8 +107,9 @@ def _context(current: Path, *, verify: bool) -> ssl.SSLContext:
 
 
 def _shake(address: TcpAddress, context: ssl.SSLContext, timeout_secs: float, *, speak: bool = True) -> Handshake:
+    begun = time.monotonic()
     with _connected(address, timeout_secs) as plain:
-        done = Handshake(local=_text(plain.getsockname()))
+        done = Handshake(_text(plain.getsockname()), time.monotonic() - begun)
         try:
             with context.wrap_socket(plain) as secure:
                 der = secure.getpeercert(binary_form=True)
@@ -121,6 +125,10 @@ def _shake(address: TcpAddress, context: ssl.SSLContext, timeout_secs: float, *,
                 return done if secure.recv(1) else replace(done, failure=CLOSED)
         except ssl.SSLCertVerificationError as error:
             return replace(done, verify_code=error.verify_code, verify_message=error.verify_message)
+        except TimeoutError:
+            return replace(done, failure=SILENT)
+        except ValueError as error:
+            return replace(done, failure=f"a certificate that cannot be read: {error}")
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             return replace(done, failure=CLOSED)
         except ssl.SSLError as error:

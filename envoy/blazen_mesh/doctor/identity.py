@@ -97,7 +97,7 @@ def span_text(span: timedelta) -> str:
 def _alternative_names(certificate: x509.Certificate, kind: type[x509.UniformResourceIdentifier | x509.DNSName]) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, ValueError):  # there are none, or none that can be read
         return []
     return [str(name) for name in names.get_values_for_type(kind)]
 
@@ -111,15 +111,17 @@ def _leaf_findings(
         said = ", ".join(uris_of(leaf)) or "nobody"
         found.append(names.wrong("identity", "identity-of-another", f"it names {said}, not {expected}"))
     if ends <= now:
-        found.append(names.wrong("identity", "caller-expired", f"since {span_text(now - ends)}, at {ends:%Y-%m-%d %H:%M:%SZ}"))
+        found.append(
+            names.wrong("identity", "certificate-expired", f"at {ends:%Y-%m-%d %H:%M:%SZ}, {span_text(now - ends)} ago")
+        )
     elif starts > now:
         detail = f"it begins in {span_text(starts - now)}: the authority's clock is ahead of this machine's"
-        found.append(names.wrong("identity", "caller-not-yet-valid", detail))
+        found.append(names.wrong("identity", "certificate-not-yet-valid", detail))
     elif (ends - now) < (ends - starts) * LEAF_LEFT_LEAST:
         found.append(names.wrong("identity", "certificate-expires-soon", f"{span_text(ends - now)} left", state="warning"))
     if not _leads_to(leaf, chain[1:], anchors):
         found.append(
-            names.wrong("identity", "caller-unknown-authority", f"{leaf.issuer.rfc4514_string()} is not in its bundle")
+            names.wrong("identity", "certificate-unknown-authority", f"{leaf.issuer.rfc4514_string()} is not in its bundle")
         )
     return found
 
@@ -147,17 +149,17 @@ def _crl_findings(
 ) -> list[Finding]:
     ours = [crl for crl in crls if crl.issuer == leaf.issuer]
     if not ours:
-        return [names.wrong("revocation", "caller-crl-missing")] if wanted else []
+        return [names.wrong("revocation", "crl-missing")] if wanted else []
     found = []
     if any(crl.get_revoked_certificate_by_serial_number(leaf.serial_number) for crl in ours):
-        found.append(names.wrong("identity", "caller-revoked", f"serial {leaf.serial_number:x} is on the list"))
+        found.append(names.wrong("identity", "certificate-revoked", f"serial {leaf.serial_number:x} is on the list"))
     ends = _ends(crls)
     begins = max(crl.last_update_utc for crl in crls)
     longest = max(crl.next_update_utc - crl.last_update_utc for crl in crls if crl.next_update_utc)
     if ends <= now:
-        found.append(names.wrong("revocation", "caller-crl-expired", f"at {ends:%Y-%m-%d %H:%M:%SZ}"))
+        found.append(names.wrong("revocation", "crl-expired", f"at {ends:%Y-%m-%d %H:%M:%SZ}"))
     elif begins > now:
-        found.append(names.wrong("revocation", "caller-crl-not-yet-valid", f"in {span_text(begins - now)}"))
+        found.append(names.wrong("revocation", "crl-not-yet-valid", f"in {span_text(begins - now)}"))
     elif ends - now < longest * CRL_LEFT_LEAST:
         found.append(names.wrong("revocation", "crl-expires-soon", f"{span_text(ends - now)} left", state="warning"))
     return found

@@ -9,9 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from blazen_mesh.doctor.causes import cause_of_failure_text
+from blazen_mesh import limits
+from blazen_mesh.doctor.causes import cause_of_failure_text, readable
+from blazen_mesh.doctor.findings import printable
 from blazen_mesh.doctor.hops import Hop
 from blazen_mesh.mesh import Mesh
+from blazen_mesh.routes import STREAMING
 
 __all__ = ["OF_LISTS", "Entry", "Logs", "Seen", "cause_at_callee", "cause_at_caller", "read_entries", "read_log_file"]
 
@@ -54,9 +57,9 @@ class Entry:
     fields: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """Return the field *name* as text; empty where there is none."""
+        """Return the field *name* as printable text; empty where there is none."""
         value = self.fields.get(name)
-        return "" if value in (None, "-") else str(value)
+        return "" if value in (None, "-") else printable(str(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Logs:
     """
 
     def __init__(self, entries: Iterable[Entry], mesh: Mesh, hops: Sequence[Hop]) -> None:
+        self._stream_ms = limits.stream_secs(mesh.connection_age_secs) * 1000
         unique = {json.dumps(entry.fields, sort_keys=True): entry for entry in entries}
         self._entries = sorted(unique.values(), key=lambda entry: entry.at)
         self._names = {str(mesh.identity(node)): node for node in mesh.peers}
@@ -157,7 +161,7 @@ class Logs:
             if entry.at < since or entry.kind != "call" or entry.hop == "ingress":
                 continue
             hop = self._hops.get((entry.node, entry.hop))
-            if hop is None:
+            if hop is None or self._ended_as_streams_do(entry):
                 continue
             if entry.text("grpc_status") == "OK":
                 good[hop.caller, hop.callee, entry.text("method")] = entry.at
@@ -166,7 +170,7 @@ class Logs:
                 cause, detail = found
                 groups.setdefault((hop.caller, hop.callee, cause), []).append((entry, detail, hop))
         for entry in self._entries:
-            if entry.at < since or entry.hop != "ingress" or id(entry) in told:
+            if entry.at < since or entry.hop != "ingress" or id(entry) in told or self._ended_as_streams_do(entry):
                 continue
             caller = self._caller(entry)
             if entry.kind == "call" and entry.text("grpc_status") == "OK":
@@ -180,13 +184,13 @@ class Logs:
 
     def _at_egress(self, entry: Entry, hop: Hop, told: dict[int, None]) -> tuple[str, str] | None:
         """Return the cause of a failed call as the caller's sidecar logged it, by the other end's word where that is here."""
-        flags, details, failure = set(entry.text("flags").split(",")), entry.text("details"), entry.text("upstream_failure")
+        flags, details, failure = _flags(entry), entry.text("details"), entry.text("upstream_failure")
         if "NR" in flags:
             return "unknown-peer", details
         if timed := _timed_out(entry):
             return timed
         if failure or "UF" in flags:
-            return cause_at_caller(f"{failure} {details}"), failure or details
+            return cause_at_caller(f"{failure} {details}"), readable(failure) or details
         if "UC" in flags or "connection_termination" in details:
             return self._hidden(entry, hop, told)
         other = self._ingress.get((hop.callee, entry.text("request_id")))
@@ -206,7 +210,7 @@ class Logs:
             if same and self._caller(other) in (hop.caller, other.text("from_address")):
                 told[id(other)] = None
                 cause = cause_at_callee(other.text("failure"))
-                return cause, other.text("failure")
+                return cause, readable(other.text("failure"))
         if hop.callee in self.nodes:
             return "peer-died", f"{entry.text('details')}, and nothing in the log of {hop.callee}'s sidecar"
         return "caller-refused", entry.text("details")
@@ -215,32 +219,44 @@ class Logs:
         """Return the cause of a refused connection or a failed call as the callee's sidecar logged it; None for a success."""
         if entry.kind == "connection":
             failure = entry.text("failure")
-            return (cause_at_callee(failure), failure) if failure else None
+            # A connection that was given up before TLS had begun tells nothing: a port check, or a caller that ended.
+            return None if not failure or "system_library" in failure else (cause_at_callee(failure), readable(failure))
         if entry.text("grpc_status") == "OK":
             return None
-        flags, details, failure = set(entry.text("flags").split(",")), entry.text("details"), entry.text("upstream_failure")
+        flags, details, failure = _flags(entry), entry.text("details"), entry.text("upstream_failure")
         if details.startswith("rbac_access_denied"):
             return "policy-denies", details
         if timed := _timed_out(entry):
             return timed
         if "UF" in flags:
-            return "peer-down", failure or details
+            return "peer-down", readable(failure) or details
         if "UC" in flags or "connection_termination" in details:
             return "peer-died", details
         if flags & {"UO", "RL"}:
             return "overloaded", details
         return _by_status(entry, known=True)
 
+    def _ended_as_streams_do(self, entry: Entry) -> bool:
+        """Say whether it is a stream that a sidecar has ended at its age; its client goes on where it stopped."""
+        duration = entry.fields.get("duration_ms")
+        long = isinstance(duration, int) and duration >= self._stream_ms
+        return long and entry.text("method") in STREAMING
+
     def _caller(self, entry: Entry) -> str:
         uri = entry.text("peer_uri")
         return self._names.get(uri) or uri or entry.text("from_address")
 
 
+def _flags(entry: Entry) -> set[str]:
+    return set(entry.text("flags").split(","))
+
+
 def _timed_out(entry: Entry) -> tuple[str, str] | None:
-    flags, details = set(entry.text("flags").split(",")), entry.text("details")
-    if "max_duration_timeout" in details or entry.text("grpc_status") == "DeadlineExceeded":
-        return "deadline", details
-    return ("route-timeout", details) if "UT" in flags else None
+    details = entry.text("details")
+    if "UT" in _flags(entry):
+        return "route-timeout", details
+    deadline = "max_duration_timeout" in details or entry.text("grpc_status") == "DeadlineExceeded"
+    return ("deadline", details) if deadline else None
 
 
 def _by_status(entry: Entry, *, known: bool) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from blazen_peer.wire.metadata import CallMetadata
 __all__ = ["Resolution"]
 
 MAX_RESOLVED: Final = 256  # workflows kept assembled, by name and step ids
+MAX_KEPT_NAME_CHARS: Final = 1024  # a caller without a policy may call a workflow anything: 64 MiB of it is not kept
 
 
 class Resolution:
@@ -55,7 +56,8 @@ class Resolution:
         workflow = self._resolved.get(key)
         if workflow is None:
             workflow = self._assembled(name, step_ids) if self._rulings is None else self._part(name, step_ids, caller)
-            self._resolved[key] = workflow
+            if len(name) <= MAX_KEPT_NAME_CHARS:
+                self._resolved[key] = workflow
             if len(self._resolved) > MAX_RESOLVED:
                 self._resolved.popitem(last=False)
         return workflow

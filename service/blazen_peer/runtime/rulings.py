@@ -19,6 +19,7 @@ from blazen_peer.policy import Policy
 __all__ = ["InForce", "Rulings", "RunLabel", "identity_in", "label_of"]
 
 _MAX_REMEMBERED: Final = 4096  # rulings of one policy; an allowed caller may name any number of workflows
+_MAX_KEY_CHARS: Final = 1024  # of the names in a remembered ruling: a message may hold one of 64 MiB
 _MAX_SHOWN_CHARS: Final = 128
 _UNASKED: Final = ""  # stands for no ruling: a reason is never empty
 
@@ -186,6 +187,8 @@ class Rulings:
 
     @staticmethod
     def _keep(book: _Book, key: tuple[object, ...], why: str | None) -> str | None:
+        if sum(len(part) for part in key if isinstance(part, str)) > _MAX_KEY_CHARS:
+            return why
         if len(book.rulings) >= _MAX_REMEMBERED:
             book.rulings.clear()
         book.rulings[key] = why

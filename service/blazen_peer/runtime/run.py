@@ -228,6 +228,7 @@ class Run:
             node_id=info.node_id,
             caller=info.caller,
             invocation_id=info.invocation_id,
+            data_class=info.data_class,
             parent=trace_parent,
         ) as span:
             self._recording = span.is_recording() or metered
@@ -356,14 +357,9 @@ class Run:
 
     def _chase(self, times: int) -> None:
         """Say which steps swallow their cancellation, and cancel them again."""
-        steps = ", ".join(self.running_step_ids)
-        _LOG.warning(
-            "run %s of %s is over, but still runs after %g s: %s",
-            self.info.run_id,
-            self.info.workflow_name,
-            CHASE_SECS[times],
-            steps,
-        )
+        info, steps = self.info, ", ".join(self.running_step_ids)
+        text = "run %s of %s is over, but still runs after %g s: %s"
+        _LOG.warning(text, info.run_id, info.workflow_name, CHASE_SECS[times], steps)
         for task in list(self._tasks):
             task.cancel()
         times += 1

@@ -204,12 +204,10 @@ class Workflow:
             node_id=parent.node_id,
             timeout_secs=timeout_secs,
             deadline=deadline,
-            data_class=self._class_of_child(input, parent),
-            classes=parent.classes,
         )
 
     def _class_of_child(self, input: Any, parent: RunInfo) -> str | None:
-        own, inherited = self.class_of(input.data if isinstance(input, Event) else input), parent.data_class
+        own, inherited = self.class_of(input), parent.data_class
         if own is None or inherited is None or own == inherited:
             return own or inherited
         if own in parent.classes and inherited in parent.classes:
@@ -253,11 +251,12 @@ class Workflow:
             refs: Where its session refs are held; None: with those of the run in whose step this is called, or of this process.
             emit: Called, in any thread, with the type and the JSON of each event that a step emits to the run's stream; None:
                 they go nowhere.
-            data_class: The class of the run's data; None: what the workflow declares.
+            data_class: The class of the run's data; None: what the workflow declares, and the run in whose step this is called.
             classes: The data classes of the mesh, strictest first, where they are known.
 
         Raises:
             ValidationError: A timeout below 0.
+            PermissionDeniedError: As for :meth:`run`.
         """
         clock = asyncio.get_running_loop().time
         if timeout_secs is not None:
@@ -270,7 +269,10 @@ class Workflow:
         event = input if isinstance(input, Event) else StartEvent(data=input)
         if event.event_type != START:
             raise ValidationError(f"a run starts with {START}, not with {event.event_type}")
-        if data_class is None and self.data_class is not None:
+        parent = current_run() if refs is None else None  # a server gives refs, and is nobody's child
+        if parent is not None:
+            data_class, classes = data_class or self._class_of_child(event.data, parent), parent.classes
+        elif data_class is None and self.data_class is not None:
             data_class = self.class_of(event.data)
         info = RunInfo(
             workflow_name=self.name,

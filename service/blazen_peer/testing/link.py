@@ -10,7 +10,9 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import grpc
 
+from blazen_peer.auth import DATA_CLASS_STAMP
 from blazen_peer.errors import ValidationError
+from blazen_peer.flows import check_class_name
 from blazen_peer.testing.cable import Cable
 
 __all__ = ["Link"]
@@ -52,9 +54,10 @@ class Link(grpc.GenericRpcHandler):
     call is a ``ValidationError``.
     """
 
-    def __init__(self, folder: Path, server_target: str) -> None:
-        """Prepare the way to *server_target*, with sockets in *folder*; :meth:`start` makes it."""
+    def __init__(self, folder: Path, server_target: str, data_class: str | None = None) -> None:
+        """Prepare the way to *server_target*, with sockets in *folder*; :meth:`start` makes it. It stamps *data_class*."""
         self._folder, self._server_target = folder, server_target
+        self._stamp = () if data_class is None else ((DATA_CLASS_STAMP, check_class_name(data_class)),)
         self._cable = Cable(folder / "link", folder / "inner")
         self._faults: list[_Fault] = []
         self._calls: list[str] = []
@@ -133,6 +136,8 @@ class Link(grpc.GenericRpcHandler):
                 await asyncio.sleep(fault.secs)
             if stage in {"refused", "before"}:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, REFUSED_TEXT if stage == "refused" else BROKEN_TEXT)
+            if self._stamp:  # on every answer, as a sidecar's port does
+                await context.send_initial_metadata(self._stamp)
             carrier: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
             call = carrier(requests, timeout=context.time_remaining(), metadata=_passed_on(metadata))
             refusal: grpc.aio.AioRpcError | None = None

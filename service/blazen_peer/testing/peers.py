@@ -39,13 +39,22 @@ class Peers:
 
     client: PeerClient
 
-    def __init__(self, registry: Registry, folder: Path, *, node_id: str, token: str | None, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        folder: Path,
+        *,
+        node_id: str,
+        token: str | None,
+        settings: ServerSettings,
+        data_class: str | None,
+    ) -> None:
         """Prepare the peers without starting them: use :func:`peers`."""
         self.recorder, self.token = Recorder(), token
         self._registry = self.recorder.watch(registry)
         self._node_id, self._settings = node_id, settings
         self._listen = f"unix:{folder / 'peer'}"
-        self.link = Link(folder, self._listen)
+        self.link = Link(folder, self._listen, data_class)
         self._server: PeerServer | None = None
         self._serving = AsyncExitStack()
         self._clients: list[PeerClient] = []
@@ -146,6 +155,7 @@ async def peers(
     server_node_id: str = "node-b",
     client_node_id: str = "node-a",
     settings: ServerSettings = QUICK,
+    data_class: str | None = None,
 ) -> AsyncIterator[Peers]:
     """Serve steps inside the block, on a Unix socket in a folder of its own, with a client connected.
 
@@ -158,6 +168,7 @@ async def peers(
         server_node_id: What the server is called.
         client_node_id: What the client is called.
         settings: The server's limits and times; by default it drains for 2 s at the most.
+        data_class: What the link stamps, as the port of a sidecar does: runs with data of that class may call through it.
 
     Raises:
         UnknownStepError: An id that is not registered.
@@ -173,7 +184,7 @@ async def peers(
             served.register_workflow(workflow)
     token = secrets.token_urlsafe(32) if with_token else None
     with tempfile.TemporaryDirectory(prefix="blazen-") as folder:
-        pair = Peers(served, Path(folder), node_id=server_node_id, token=token, settings=settings)
+        pair = Peers(served, Path(folder), node_id=server_node_id, token=token, settings=settings, data_class=data_class)
         await pair.link.start()
         try:
             await pair._start()

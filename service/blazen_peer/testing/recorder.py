@@ -172,4 +172,5 @@ class _Watched(Registry):
         steps = Registry()
         for definition in workflow.steps:
             steps.add(self._recorded(definition))
-        return Workflow.from_step_ids(workflow.name, [item.id for item in workflow.steps], steps)  # checked when it was made
+        ids = [item.id for item in workflow.steps]  # checked when it was made
+        return Workflow.from_step_ids(workflow.name, ids, steps, data_class=workflow.data_class)

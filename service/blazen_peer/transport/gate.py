@@ -14,12 +14,14 @@ certificate of the right CA; nobody has decoded it.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import grpc
 
@@ -44,6 +46,7 @@ class Admitted(NamedTuple):
 ADMITTED: ContextVar[Admitted] = ContextVar("blazen_peer.admitted")
 """For the handler of the same call: gate and handler run in one task."""
 
+FIRST_MESSAGE_SECS: Final = 0.05
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 _CERTIFICATE_URIS = "peer_uri"  # gRPC's name for the URI names of the other end's certificate
 _HEALTH_METHODS = "/grpc.health.v1.Health/"
@@ -176,14 +179,20 @@ def _refusing(answer: BlazenError) -> tuple[grpc.RpcMethodHandler[Any, Any], grp
     """Return two handlers that end a call with *answer*: for one with one message of the caller's, and for any other kind.
 
     The first lets gRPC take the message, and looks at nothing of it: a grpc.aio client that is answered while it still sends
-    one now and then reports "Internal error from Core" instead of the answer.
+    one now and then reports "Internal error from Core" instead of the answer. The second waits a moment for one, likewise.
     """
     refusal = refusal_of(answer)
 
     async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
 
-    return grpc.unary_unary_rpc_method_handler(refuse), grpc.stream_stream_rpc_method_handler(refuse)
+    async def refuse_stream(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_MESSAGE_SECS):
+                await context.read()
+        await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
+
+    return grpc.unary_unary_rpc_method_handler(refuse), grpc.stream_stream_rpc_method_handler(refuse_stream)
 
 
 def _as_it_is(request: Any) -> Any:

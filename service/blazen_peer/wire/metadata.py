@@ -24,7 +24,8 @@ PARENT_RUN_ID = "blazen-parent-run-id"
 CURSOR = "blazen-cursor"
 DATA_CLASS = "blazen-data-class"
 WORKFLOW = "blazen-workflow"
-TRACE_HEADERS = ("traceparent", "tracestate")
+PARENT_RUN_SPAN = "blazen-parent-run-span"  # the span of the run in whose step the call is made: 16 hex digits
+TRACE_HEADERS = ("traceparent", "tracestate", PARENT_RUN_SPAN)
 
 DEFAULT_TIMEOUT_MS = "blazen-default-timeout-ms"
 MAX_TIMEOUT_MS = "blazen-max-timeout-ms"
@@ -49,7 +50,7 @@ class CallMetadata(NamedTuple):
         invocation_id: 1 to 128 visible ASCII characters; None from clients that send none.
         client_node_id: What the client calls itself, for logs and spans alone: it proves nothing.
         timeout_ms: The exact time that the run may take, where it is no whole number of seconds: the envelope rounds up.
-        trace: W3C ``traceparent`` and ``tracestate``, as they came.
+        trace: W3C ``traceparent`` and ``tracestate``, and the span of the caller's run, as they came.
         parent_run_id: The caller's run in whose step the call is made, where there is one: session refs may last until it ends.
         instance_id: The process that the call is for, where no other may take it up.
         cursor: Of a stream: the sequence number of the last event that the caller has seen.

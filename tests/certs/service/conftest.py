@@ -25,7 +25,7 @@ from blazen_certs.authority import IssuedIdentity
 from blazen_certs.codes import CodeBook, JoinCode
 from blazen_certs.issuing import sign_list
 from blazen_certs.join import join
-from blazen_certs.pem import load_certificates, read_pem_file
+from blazen_certs.pem import load_certificates, load_crl, read_pem_file
 from blazen_certs.remote import RemoteService, ServiceAddress
 from blazen_certs.remote_request import request_pem
 from blazen_certs.service import CertificateService, ServiceSettings
@@ -53,7 +53,8 @@ class Node:
     def remote(self, identity: Path | None = None) -> RemoteService:
         """The service, as this node calls it."""
         roots = load_certificates(read_pem_file(self.current / "bundle.crt"))
-        return RemoteService(self.address, self.peer.trust_domain, roots, identity=identity or self.current)
+        crls = [load_crl(block) for block in read_pem_file(self.current / "crl.pem")]
+        return RemoteService(self.address, self.peer.trust_domain, roots, identity=identity or self.current, crls=crls)
 
     def request(self, peer: PeerId | None = None) -> bytes:
         """A signing request of this node, for itself unless told otherwise."""

@@ -125,7 +125,7 @@ async def test_what_is_no_service(start_service: Start, tmp_path: Path, answer: 
 async def test_nobody_there(start_service: Start, tmp_path: Path, free_port: int) -> None:
     """A closed port is said at once."""
     service = await start_service()
-    with pytest.raises(ServiceError, match=f"127.0.0.1:{free_port} is not reached") as caught:
+    with pytest.raises(ServiceError, match=f"127.0.0.1:{free_port} is not reached: Connection refused") as caught:
         await join(ServiceAddress("127.0.0.1", free_port), service.code("analyst"), tmp_path / "node")
     assert caught.value.kind == "Unreachable"
 

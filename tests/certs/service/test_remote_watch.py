@@ -18,6 +18,7 @@ from blazen_certs.pem import load_certificates, read_pem_file
 from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import ServiceAddress
 from blazen_certs.remote_watch import RemoteWatch
+from blazen_certs.rotation import advance_rotation
 from blazen_certs.verify import verify_identity
 
 Start = Callable[..., Awaitable[Any]]
@@ -45,10 +46,10 @@ class Events(list[dict[str, Any]]):
 
 
 @asynccontextmanager
-async def watching(node: Any) -> AsyncIterator[Events]:
+async def watching(node: Any, **options: Any) -> AsyncIterator[Events]:
     """Run a watch of *node* while entered."""
     events = Events()
-    task = asyncio.create_task(RemoteWatch(node.address, node.identity.path, log=events.tell).run())
+    task = asyncio.create_task(RemoteWatch(node.address, node.identity.path, log=events.tell, **options).run())
     try:
         yield events
     finally:
@@ -102,6 +103,59 @@ async def test_a_revocation_arrives_at_once(start_service: Start) -> None:
     assert node.identity.path.joinpath("current").readlink() == Path("v2")
 
 
+async def test_a_sidecar_that_does_not_serve_it_is_said(start_service: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a publication the sidecar is asked; one that does not answer is no reason to issue anew, nor to stop."""
+    monkeypatch.setattr(remote_watch, "SERVED_SECS", 0.2)
+    service = await start_service()
+    node, other = await service.join("analyst"), await service.join("intake")
+    async with watching(node, sidecar=node.identity.path / "no.sock") as events:
+        await events.wait("reached")
+        service.revoke(other)
+        told = await events.wait("not-served")
+        assert "does not answer" in told["problem"]
+        await events.wait("trust")
+        assert not [event for event in events if event["event"] == "renewed"]
+
+
+async def test_follows_when_the_root_is_replaced(start_service: Start) -> None:
+    """It takes the new root when it is told, renews at once when the new root issues, and so lets each phase begin."""
+    service = await start_service()
+    node = await service.join("analyst")
+
+    async def until(phase: str) -> None:
+        async with asyncio.timeout(WAIT_SECS):
+            while (await asyncio.to_thread(advance_rotation, service.authority, now=datetime.now(UTC))).after.phase != phase:
+                pass  # as an operator who tries again
+
+    async with watching(node) as events:
+        await events.wait("reached")
+        old = (node.current / "bundle.crt").read_bytes()
+        await until("trust-both")
+        await events.wait("trust")
+        await until("issue-new")
+        assert (await events.wait("renewed"))["serial"] == serial(node)
+        await until("none")
+        for count in range(2, 10):
+            if old not in (node.current / "bundle.crt").read_bytes():
+                break
+            await events.wait("trust", count)
+        assert old not in (node.current / "bundle.crt").read_bytes()
+    assert verify_identity(node.identity.path, at=datetime.now(UTC), node_id="analyst").ok
+    assert [event["event"] for event in events if event["event"] in ("problem", "not-served")] == []
+
+
+async def test_a_join_meanwhile_is_not_undone(start_service: Start) -> None:
+    """News that come after the node joined again are put beside the new certificate, not the one from before."""
+    service = await start_service()
+    node, other = await service.join("analyst"), await service.join("intake")
+    async with watching(node) as events:
+        await events.wait("reached")
+        again = await service.join("analyst")
+        service.revoke(other)
+        await events.wait("trust")
+        assert serial(node) == f"{again.identity.certificate.serial_number:x}"
+
+
 async def test_outlives_its_service(start_service: Start) -> None:
     """While the service is away the node says so once, with the end of what it has; when it is back, news come again."""
     service = await start_service()
@@ -151,6 +205,9 @@ async def test_an_ended_certificate_is_said(start_service: Start) -> None:
         told = await events.wait("problem")
         assert (told["kind"], told["seconds_left"] <= 0) == ("Ended", True)
         assert "join again" in told["problem"]
+        with pytest.raises(TimeoutError):  # it was told, and is not told with every try
+            async with asyncio.timeout(1):
+                await events.wait("problem", 2)
         await service.join("analyst")
         await events.wait("reached")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,23 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from blazen_certs import Authority, store
-from blazen_certs.authority import IssuedIdentity
 from blazen_certs.errors import ServiceError
 from blazen_certs.facts import dns_names_of, public_key_sha256, uris_of
 from blazen_certs.issued import read_shown
+from blazen_certs.issuing_renewal import coming_issuer
 from blazen_certs.join import join
-from blazen_certs.pem import load_certificates, split_pem
+from blazen_certs.keys import RootKeys
+from blazen_certs.pem import load_certificates, load_crl, read_pem_file, split_pem
+from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import RemoteService, ServiceAddress, files_version
 from blazen_certs.remote_request import request_pem
 from blazen_certs.service import ServiceSettings
+from blazen_certs.upkeep import revoke_node
 from blazen_certs.verify import verify_identity
+from blazen_peer.errors import ValidationError
 from blazen_peer.identity import PeerId
 
 Start = Callable[..., Awaitable[Any]]
-QUICK = ServiceSettings(look_secs=0.02, handshake_secs=0.5, request_secs=0.5)
 
 
 def leaf_of(pem: bytes) -> Any:
@@ -212,12 +215,24 @@ async def test_another_node_cannot_pass_for_the_service(start_service: Start, tm
     service = await start_service()
     node, captured = await service.join("analyst"), service.authority.issue("intake")
     heard: list[bytes] = []
-    async with serving_tls(captured, heard) as address:
+    async with serving_tls(captured.path / "current", heard) as address:
         node.address = address
         with pytest.raises(ServiceError, match="not the certificate service of this mesh") as caught:
             await node.remote().renew(node.request())
     assert caught.value.kind == "Untrusted"
     assert heard in ([], [b""])
+
+
+async def test_nobody_gets_the_service_s_name(start_service: Start) -> None:
+    """Neither a code for it, nor the service's own certificate in other hands, brings another certificate of that name."""
+    service = await start_service()
+    with pytest.raises(ServiceError, match="is not to be had here"):
+        await service.join("blazen-certs.mesh.test")
+    node = await service.join("analyst")
+    own = store.node_directory(service.authority.directory, "blazen-certs.mesh.test")
+    with pytest.raises(ServiceError, match="is not to be had here") as caught:
+        await node.remote(own / "current").renew(node.request(PeerId("mesh.test", "blazen-certs.mesh.test")))
+    assert caught.value.kind == "Denied"
 
 
 async def test_the_service_name_is_the_uri_too(start_service: Start) -> None:
@@ -226,9 +241,39 @@ async def test_the_service_name_is_the_uri_too(start_service: Start) -> None:
     node = await service.join("analyst")
     captured = service.authority.issue("intake", dns_names=["blazen-certs.mesh.test"])
     heard: list[bytes] = []
-    async with serving_tls(captured, heard) as address:
+    async with serving_tls(captured.path / "current", heard) as address:
         node.address = address
         with pytest.raises(ServiceError, match=r"is not the certificate service: it is spiffe://mesh\.test/peer/intake"):
+            await node.remote().renew(node.request())
+    assert heard in ([], [b""])
+
+
+async def test_a_stolen_certificate_of_the_service_is_replaced(start_service: Start) -> None:
+    """``revoke`` of the service's own name: it makes itself a new one, and who shows the old one is told nothing."""
+    service = await start_service(settings=ServiceSettings(look_secs=0.02, tend_secs=0.05))
+    node = await service.join("analyst")
+    own = store.node_directory(service.authority.directory, "blazen-certs.mesh.test")
+    stolen = shutil.copytree(own / "v1", service.directory / "stolen")
+    revoke_node(service.authority, "blazen-certs.mesh.test", now=datetime.now(UTC))
+    async with asyncio.timeout(30):
+        while (news := await node.remote().trust(version_of(node), wait_secs=1)) is None:
+            pass
+        publish_identity(
+            node.identity.path,
+            read_material(node.identity.path).beside(bundle_pem=news.bundle, crl_pem=news.crl),
+            node_id="analyst",
+            trust_domain="mesh.test",
+            now=datetime.now(UTC),
+        )
+        while await asyncio.to_thread(service_serial, service.address) == str(
+            leaf_of((stolen / "tls.crt").read_bytes()).serial_number
+        ):
+            pass
+    await node.remote().renew(node.request())
+    heard: list[bytes] = []
+    async with serving_tls(stolen, heard) as address:
+        node.address = address
+        with pytest.raises(ServiceError, match="own certificate is revoked"):
             await node.remote().renew(node.request())
     assert heard in ([], [b""])
 
@@ -241,6 +286,29 @@ async def test_the_service_renews_its_own_certificate(start_service: Start) -> N
         while await asyncio.to_thread(service_serial, service.address) == first:
             pass
     assert [line["how"] for line in service.of("issued")][:2] == ["service", "service"]
+
+
+async def test_the_service_renews_issuing_cas(start_service: Start, tmp_path: Path) -> None:
+    """An issuing CA that is due gets a successor, whose list the nodes are told of, with nothing else beside the service."""
+    authority = Authority.create(tmp_path / "ca", "mesh.test", now=datetime.now(UTC) - timedelta(days=70))
+    service = await start_service(authority=authority)
+    node = await service.join("analyst")
+    coming = coming_issuer(authority.trust(), "mesh")
+    assert coming is not None
+    assert coming.certificate.subject in [load_crl(block).issuer for block in read_pem_file(node.current / "crl.pem")]
+    assert [event["region"] for event in service.of("issuing-prepared") + service.of("issuing-activated")] == ["mesh"]
+
+
+async def test_a_root_key_that_is_missed_is_said(start_service: Start, tmp_path: Path) -> None:
+    """Where a due issuing CA cannot be renewed, the log says once what to do, and the service goes on."""
+    keys = RootKeys(tmp_path / "safe")
+    authority = Authority.create(tmp_path / "ca", "mesh.test", keys=keys, now=datetime.now(UTC) - timedelta(days=70))
+    settings = ServiceSettings(look_secs=0.02, tend_secs=0.02)
+    service = await start_service(authority=Authority.open(authority.directory), settings=settings)
+    await service.join("analyst")
+    await service.join("gpu")
+    (event,) = service.of("issuing-failed")
+    assert "run blazen-certs renew --issuing, before" in event["detail"]
 
 
 async def test_a_store_that_breaks_is_said_and_survived(start_service: Start) -> None:
@@ -260,75 +328,13 @@ async def test_a_store_that_breaks_is_said_and_survived(start_service: Start) ->
     assert len([line for line in service.of("problem") if "path" not in line]) == 1
 
 
-async def test_plain_text_and_old_tls_are_not_spoken(start_service: Start) -> None:
-    """TLS 1.3 or nothing."""
-    service = await start_service(settings=QUICK)
-    reader, writer = await asyncio.open_connection(service.address.host, service.address.port)
-    writer.write(b"POST /v1/roots HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
-    async with asyncio.timeout(30):
-        assert b"HTTP" not in await _rest(reader)
-    writer.close()
-    context = unchecked()
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
-        await asyncio.open_connection(service.address.host, service.address.port, ssl=context)
-
-
-@pytest.mark.parametrize("sent", [None, b"", b"POST /v1/roots HTTP/1.1\r\n"], ids=["no-handshake", "silent", "half-a-request"])
-async def test_who_is_slow_is_cut_off(start_service: Start, sent: bytes | None) -> None:
-    """A caller that never ends its handshake or its request is cut off, and others are served meanwhile."""
-    service = await start_service(settings=QUICK)
-    context = None if sent is None else unchecked()
-    reader, writer = await asyncio.open_connection(service.address.host, service.address.port, ssl=context)
-    writer.write(sent or b"")
-    node = await service.join("analyst")
-    await node.remote().renew(node.request())
-    async with asyncio.timeout(30):
-        assert await _rest(reader) == b""
-    writer.close()
-
-
-async def test_connections_are_bounded(start_service: Start) -> None:
-    """One address opens so many connections and no more; when they are gone, it may again."""
-    settings = replace(QUICK, max_connections_each=3, request_secs=20)
-    service = await start_service(settings=settings)
-    held = [await asyncio.open_connection(service.address.host, service.address.port, ssl=unchecked()) for _ in range(3)]
-    for _, writer in held:
-        writer.write(b"P")
-    async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection(service.address.host, service.address.port, ssl=unchecked())
-        assert await _rest(reader) == b""
-        writer.close()
-        for _, other in held:
-            other.close()
-        while True:
-            try:
-                await service.join("analyst")
-                break
-            except ServiceError:
-                await asyncio.sleep(0.05)
-
-
-async def test_questions_are_bounded(start_service: Start) -> None:
-    """Who asks for codes again and again is told to wait, and how long."""
+async def test_an_address_in_use_is_said(start_service: Start) -> None:
+    """One line names the address."""
     service = await start_service()
-    wrong = replace(service.code("analyst"), secret="A" * 27)
-    kinds = []
-    for _ in range(11):
-        with pytest.raises(ServiceError) as caught:
-            await join(service.address, wrong, service.directory / "analyst")
-        kinds.append(caught.value.kind)
-    assert kinds == ["Code"] * 10 + ["Busy"]
-    assert "wait" in str(caught.value)
-
-
-async def test_unknown_paths_and_large_bodies(start_service: Start) -> None:
-    """Each gets its status, and a line in the log."""
-    service = await start_service()
-    assert (await ask(service.address, "/v1/keys", b"{}"))[0] == 404
-    assert (await ask(service.address, "/v1/join", b"{}"))[0] == 400
-    assert (await ask(service.address, "/v1/join", b" " * 70_000))[0] == 413
-    assert [line["kind"] for line in service.of("refused")] == ["NotFound", "Malformed", "Malformed"]
+    with pytest.raises(
+        ValidationError, match=f"cannot listen on 127.0.0.1 port {service.address.port}: Address already in use"
+    ):
+        await start_service(authority=service.authority, port=service.address.port)
 
 
 async def test_leaving_ends_everything(start_service: Start, tmp_path: Path) -> None:
@@ -352,12 +358,12 @@ async def test_leaving_ends_everything(start_service: Start, tmp_path: Path) -> 
     await node.remote().renew(node.request())
 
 
-def serving_tls(identity: IssuedIdentity, heard: list[bytes]) -> Any:
+def serving_tls(identity: Path, heard: list[bytes]) -> Any:
     """Serve TLS with *identity*, and note what each caller says first."""
     from contextlib import asynccontextmanager
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(identity.certificate_path, identity.key_path)
+    context.load_cert_chain(identity / "tls.crt", identity / "tls.key")
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.append(await reader.read(1000))
@@ -374,31 +380,10 @@ def serving_tls(identity: IssuedIdentity, heard: list[bytes]) -> Any:
     return serving()
 
 
-def unchecked() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
 def service_serial(address: ServiceAddress) -> str:
     return str(
         load_certificates(split_pem(ssl.get_server_certificate((address.host, address.port)).encode(), "it"))[0].serial_number
     )
-
-
-async def ask(address: ServiceAddress, path: str, body: bytes) -> tuple[int, bytes]:
-    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=unchecked())
-    writer.write(f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-    answer = await _rest(reader)
-    writer.close()
-    return int(answer.split()[1]), answer
-
-
-async def _rest(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.read()
-    except OSError:
-        return b""
 
 
 def _revoked(crl_pem: bytes) -> list[str]:

@@ -49,6 +49,7 @@ async def start_pair(start_mesh: Any) -> AsyncIterator[StartPair]:
         serve: Those nodes.
         injected: The token that sidecars add where they are to.
         proofs: Other proof files than the sidecar's own, for some servers.
+        enforce: Whether servers are given the policy that was rendered for them.
         options: ``start_mesh``'s.
     """
     async with AsyncExitStack() as stack:
@@ -58,6 +59,7 @@ async def start_pair(start_mesh: Any) -> AsyncIterator[StartPair]:
             serve: Sequence[str] = ("intake", "analyst"),
             injected: str = TOKEN,
             proofs: Mapping[str, Path] = MappingProxyType({}),
+            enforce: bool = True,
             **options: Any,
         ) -> Any:
             mesh = await start_mesh(*args, stand_ins=False, token=injected, **options)
@@ -69,6 +71,7 @@ async def start_pair(start_mesh: Any) -> AsyncIterator[StartPair]:
                     token=TOKEN,
                     require_identity=True,
                     settings=QUICK,
+                    policy=rendered if enforce and (rendered := mesh.root / node / "policy.json").exists() else None,
                     sidecar_proof_file=proofs.get(node) or mesh.proof_file(node),
                 )
                 await stack.enter_async_context(server.serving(mesh.listen(node)))

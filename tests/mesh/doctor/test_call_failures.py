@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from blazen_mesh.child import Child
 from blazen_mesh.doctor import Finding, Report
 from blazen_mesh.render import ensure_secret
 
 pytestmark = pytest.mark.envoy
 HOP = "intake -> analyst"
+STAND_IN = Path(__file__).parents[1] / "stand_in.py"
 WAIT_SECS = 30.0
 OTHER_TOKEN = "another-token-that-the-peer-does-not-have-01"
 
@@ -143,6 +147,70 @@ async def test_callers_deadline(start_pair: Any, examine: Any) -> None:
     assert [finding.cause for finding in report.findings if finding.state == "warning"] == ["deadline"]
 
 
+async def test_time_limit_of_a_sidecar(start_pair: Any, examine: Any) -> None:
+    """A sidecar that somebody has given a time limit of its own ends a call before its deadline."""
+    mesh = await start_pair(serve=["intake"], sidecars=["analyst"])
+    await mesh.start_peer("analyst", slow)
+
+    def limited(documents: dict[str, Any]) -> None:
+        for route in documents["rds/egress+analyst.json"]["resources"][0]["virtual_hosts"][0]["routes"]:
+            route["route"] = {"cluster": route["route"]["cluster"], "timeout": "0.2s"}
+
+    await mesh.start_sidecar("intake", alter=limited)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await mesh.call("intake", "analyst")
+    await mesh.wait_log("intake", log="call")
+    finding = only_problem(await examine(mesh))
+    assert said(finding) == ("log", "route-timeout")
+    assert "render both sidecars" in finding.fix
+
+
+async def test_peer_that_died_during_a_call(start_pair: Any, examine: Any) -> None:
+    """The peer ended in the middle of a call: the callee's sidecar saw its connection break, and a peer is back now."""
+    mesh = await start_pair(serve=["intake"])
+    argv = [sys.executable, str(STAND_IN), "--listen", mesh.listen("analyst"), "--node-id", "analyst"]
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    peer = await Child.start("analyst", argv, on_line=lambda _, line: lines.put_nowait(line))
+    async with asyncio.timeout(WAIT_SECS):
+        while "serves" not in await lines.get():
+            pass
+        call = asyncio.create_task(mesh.call("intake", "analyst", b"60", timeout=60))
+        while "call begins" not in await lines.get():
+            pass
+    await peer.kill()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call
+    await mesh.wait_log("intake", log="call", grpc_status="Unavailable")
+    await mesh.wait_log("analyst", log="call", grpc_status="Unavailable")
+    await mesh.start_peer("analyst")
+    finding = only_problem(await examine(mesh))
+    assert said(finding) == ("log", "peer-died")
+    assert "may have run" in finding.fix
+
+
+async def test_peer_that_does_not_answer(start_pair: Any, examine: Any) -> None:
+    """Somebody listens where the peer should, and says nothing."""
+    mesh = await start_pair(serve=["intake"])
+    host, _, port = mesh.listen("analyst").rpartition(":")
+    with socket.create_server((host, int(port))):
+        report = await examine(mesh, timeout_secs=1.0)
+    assert said(only_problem(report)) == ("peer", "no-answer")
+    assert said(only_problem(report, "analyst")) == ("peer", "no-answer")
+
+
+async def test_limit_that_was_reached(start_pair: Any, examine: Any) -> None:
+    """The callee's sidecar takes one call a second from a caller: more of them are refused, and the log says by what."""
+    mesh = await start_pair(serve=["intake"], extra={"calls_per_sec": 1})
+    await mesh.start_peer("analyst")
+    async with asyncio.timeout(WAIT_SECS):
+        while not mesh.log("analyst", grpc_status="ResourceExhausted"):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await mesh.call("intake", "analyst")
+            await asyncio.sleep(0)
+    report = await examine(mesh, since=timedelta(hours=1))
+    assert {finding.cause for finding in report.problems} == {"overloaded"}
+
+
 async def test_unknown_peer(start_pair: Any, examine: Any) -> None:
     """What is no gRPC call finds no way out of the egress port; nothing but the log tells."""
     mesh = await start_pair()
@@ -170,10 +238,12 @@ async def test_hidden_reason_is_joined(start_pair: Any, examine: Any, certificat
     await sidecar.wait_ready(WAIT_SECS)
     report = await examine(mesh)
     assert report.problems == ()
+    refused = {entry["from_address"] for entry in mesh.log("analyst", log="connection") if entry["failure"]}
+    assert refused & {entry["upstream_local"] for entry in mesh.log("intake", log="call")}
     (finding,) = [finding for finding in report.findings if finding.state == "warning"]
     assert said(finding) == ("log", "caller-expired")
     assert finding.subject == HOP
-    assert "certificate_has_expired" in finding.detail
+    assert "certificate has expired" in finding.detail
     alone = await examine(mesh, at=["intake"])
     assert [finding.cause for finding in alone.findings if finding.state == "warning"] == ["caller-refused"]
 
@@ -202,7 +272,7 @@ async def test_seen_from_the_caller_alone(start_pair: Any, examine: Any) -> None
     """With the caller's files only, every station of the hop is still walked; the callee's own state is not."""
     mesh = await start_pair()
     report = await examine(mesh, at=["intake"], node="intake")
-    assert [finding.state for finding in report.findings if finding.subject == HOP] == ["fine"] * 8
+    assert [finding.state for finding in report.findings if finding.subject == HOP] == ["fine"] * 9
     assert {finding.subject for finding in report.findings} == {"intake", HOP}
 
 

@@ -17,24 +17,10 @@ TOKEN = "the-shared-token-of-this-mesh-0123456789"
 EXAMPLE = str(Path(__file__).parents[3] / "envoy" / "mesh.toml")
 
 
-def mesh_file(mesh: Any) -> Path:
-    """Write the file of a mesh without data classes, and return where."""
-    lines = [f'trust_domain = "{mesh.definition.trust_domain}"']
-    for node, peer in mesh.definition.peers.items():
-        lines += [f"[peers.{node}]", f'sidecar = "{peer.sidecar}"', f'listen = "{peer.listen}"']
-        lines += [f"egress.{way.callee} = {way.port}" for way in mesh.definition.ways(node)]
-    for flow in mesh.definition.flows:
-        lines += ["[[flows]]", f'from = "{flow.caller}"', f'to = "{flow.callee}"', f'why = "{flow.why}"']
-        lines += [f"workflows = {json.dumps(list(flow.workflows))}"]
-    path = mesh.root / "mesh.toml"
-    path.write_text("\n".join(lines))
-    return path
-
-
 def argv(mesh: Any, *more: str, at: tuple[str, ...] = ("intake", "analyst")) -> list[str]:
     """Return the arguments for *mesh* with the files of the nodes *at* hand."""
     here = [part for node in at for part in ("--config-dir", str(mesh.root / node))]
-    return ["doctor", "--mesh", str(mesh_file(mesh)), "--dir", str(mesh.root / "none"), *here, *more]
+    return ["doctor", "--mesh", str(mesh.write_toml()), "--dir", str(mesh.root / "none"), *here, *more]
 
 
 @pytest.mark.envoy
@@ -91,14 +77,32 @@ async def test_log_from_standard_input(
     assert [finding["cause"] for finding in found if finding["state"] == "problem"] == ["deadline"]
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_log_cannot_steer_the_terminal(options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What a stranger's certificate says of itself is printed without its control characters, and in full length never."""
+    entry = {
+        **{"time": "2099-01-01T00:00:00.000Z", "log": "connection", "node": "analyst", "hop": "ingress"},
+        **{"failure": "TLS_error:certificate_revoked", "peer_uri": f"spiffe://x/\x1b[31mred\x07{'x' * 5000}"},
+    }
+    (tmp_path / "log").write_text(json.dumps(entry))
+    given = ["doctor", "--mesh", EXAMPLE, "--dir", str(tmp_path / "none"), "--log", str(tmp_path / "log"), *options]
+    assert cli.main(given) == 1
+    shown = capsys.readouterr().out
+    assert "red" in shown
+    assert "\x1b" not in shown
+    assert "\\u001b" not in shown
+    assert shown.count("x") < 3000
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        pytest.param(["--node", "nobody"], 1, "there is no [peers.nobody]", id="no-such-node"),
+        pytest.param([], 2, "say where `blazen-mesh up` keeps its mesh with --dir", id="nothing-here"),
+        pytest.param(["--node", "nobody", "--log", EXAMPLE], 1, "there is no [peers.nobody]", id="no-such-node"),
         pytest.param(["--mesh", "/no/such"], 1, "/no/such: cannot be read", id="no-such-mesh"),
         pytest.param(["--config-dir", "{tmp}"], 2, "name what blazen-mesh render --out has written", id="no-config"),
         pytest.param(["--log", "/no/such"], 2, "/no/such: No such file", id="no-such-log"),
-        pytest.param(["--token-file", "/no/such"], 2, "--token-file /no/such is no file", id="no-such-token"),
+        pytest.param(["--token-file", "/no/such", "--log", EXAMPLE], 2, "--token-file /no/such is no file", id="no-such-token"),
         pytest.param(["--timeout", "0"], 2, "--timeout", id="no-time"),
     ],
 )

@@ -206,9 +206,9 @@ def not_yet_valid(certificates: Authority, _: Path) -> Path:
 
 
 OUR_CERTIFICATE = [
-    pytest.param(expired, "caller-expired", "certificate_has_expired", id="expired"),
-    pytest.param(of_another_authority, "caller-unknown-authority", "unable_to_get_local_issuer", id="unknown-authority"),
-    pytest.param(not_yet_valid, "caller-not-yet-valid", "certificate_is_not_yet_valid", id="not-yet-valid"),
+    pytest.param(expired, "caller-expired", "certificate has expired", id="expired"),
+    pytest.param(of_another_authority, "caller-unknown-authority", "unable to get local issuer", id="unknown-authority"),
+    pytest.param(not_yet_valid, "caller-not-yet-valid", "certificate is not yet valid", id="not-yet-valid"),
 ]
 
 
@@ -224,7 +224,8 @@ async def test_our_certificate(
     finding = only_problem(report)
     assert said(finding) == ("tls", cause)
     assert reason in finding.detail if both else "its log has the reason" in finding.detail
-    assert cause in [one.cause for one in report.problems if one.subject == "intake"]
+    own = [one.cause for one in report.problems if one.subject == "intake" and one.check == "identity"]
+    assert own == [cause.replace("caller-", "certificate-")]
 
 
 async def test_unknown_name(start_pair: Any, examine: Any, certificates: Authority) -> None:
@@ -253,7 +254,7 @@ async def test_callers_without_certificate_are_named(start_pair: Any, examine: A
     assert [said(finding) for finding in report.problems] == [("log", "caller-missing")]
     finding = report.problems[0]
     assert finding.subject.startswith("127.0.0.1:")
-    assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in finding.detail
+    assert "PEER DID NOT RETURN A CERTIFICATE" in finding.detail
 
 
 async def test_sidecar_serves_an_old_certificate(start_pair: Any, examine: Any, certificates: Authority) -> None:

@@ -15,7 +15,7 @@ async def test_all_fine(start_pair: Any, examine: Any) -> None:
     report = await examine(mesh)
     assert [finding for finding in report.findings if finding.state != "fine"] == []
     assert [finding.check for finding in report.findings if finding.subject == "intake -> analyst"] == [
-        *("port", "tcp", "tls", "clock", "policy", "peer", "call", "token")
+        *("port", "tcp", "tls", "clock", "policy", "peer", "call", "token", "enforced")
     ]
     for node in ("intake", "analyst"):
         assert [finding.check for finding in report.findings if finding.subject == node] == [
@@ -32,3 +32,24 @@ async def test_of_one_node(start_pair: Any, examine: Any) -> None:
     report = await examine(mesh, node="archive")
     assert {finding.subject for finding in report.findings} == {*nodes, "analyst -> archive", "archive -> intake"}
     assert report.problems == ()
+
+
+async def test_sidecar_by_name(start_pair: Any, examine: Any, ports: Any) -> None:
+    """A name is looked up, and the addresses that sidecars would dial are gone to."""
+    mesh = await start_pair(dial={"analyst": f"localhost:{ports()}"})
+    report = await examine(mesh)
+    assert report.problems == ()
+    checks = [finding.check for finding in report.findings if finding.subject == "intake -> analyst"]
+    assert checks == ["port", "dns", "tcp", "tls", "clock", "policy", "peer", "call", "token", "enforced"]
+
+
+async def test_several_replicas(start_pair: Any, examine: Any, ports: Any) -> None:
+    """Each replica of a peer is asked by itself, and the one that is down is named, though calls still go well."""
+    listens = [f"127.0.0.1:{ports()}", f"127.0.0.1:{ports()}"]
+    peers = {
+        "intake": {"sidecar": f"127.0.0.1:{ports()}", "listen": f"127.0.0.1:{ports()}", "egress": {"analyst": ports()}},
+        "analyst": {"sidecar": f"127.0.0.1:{ports()}", "listen": listens},
+    }
+    report = await examine(await start_pair(extra={"peers": peers}))
+    assert [(finding.subject, finding.cause) for finding in report.problems] == [("analyst", "peer-down")]
+    assert listens[1] in report.problems[0].detail

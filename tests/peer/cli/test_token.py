@@ -37,3 +37,23 @@ def test_no_place(command: Command, one_line: Callable[..., str], tmp_path: Path
     outcome = command("token", "--out", str(tmp_path / "file" / "token"))
     assert outcome.code == 2
     assert one_line(outcome) == f"cannot write {tmp_path}/file/token: File exists"
+
+
+def test_brought_from_elsewhere(command: Command, one_line: Callable[..., str], tmp_path: Path) -> None:
+    """``--from`` puts a token in place of the one before; what no peer would take is refused, and changes nothing."""
+    file, brought = tmp_path / "token", tmp_path / "brought"
+    assert command("token", "--out", str(file), "--group").code == 0
+    assert file.stat().st_mode & 0o777 == 0o640
+    brought.write_text("t" * 43 + "\n")
+    assert command("token", "--out", str(file), "--from", str(brought)) == (0, f"wrote {file}\n", "")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("t" * 43, 0o600)
+    brought.write_text("short")
+    refused = command("token", "--out", str(file), "--from", str(brought))
+    assert refused.code == 2
+    assert "short" not in one_line(refused)
+    brought.write_text("\n")
+    assert one_line(command("token", "--out", str(file), "--from", str(brought))).endswith(
+        "make a token with blazen-peer token"
+    )
+    assert file.read_text() == "t" * 43
+    assert one_line(command("token", "--group")) == "--from and --group go with --out FILE"

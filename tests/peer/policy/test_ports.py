@@ -22,6 +22,7 @@ from blazen_peer import (
     remote_step,
 )
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.testing import peers
 from tests.peer.policy.guarded import TOKEN, Guarded, Port, flow, policy_of
 
 Guard = Callable[..., Awaitable[Guarded]]
@@ -329,6 +330,22 @@ async def test_local_children(registry: Registry) -> None:
         assert (await run.wait()).result == expected
 
 
+async def test_local_children_that_are_started(registry: Registry) -> None:
+    """``Workflow.start`` in a step makes a child as ``run`` does: its class is no laxer."""
+
+    @registry.step("tells")
+    async def tells(event: StartEvent, ctx: Context) -> StopEvent:
+        return StopEvent(result=ctx.data_class)
+
+    inner = Workflow("child", ["tells"], registry=registry)
+
+    @registry.step("starts")
+    async def starts(event: StartEvent) -> StopEvent:
+        return StopEvent(result=(await inner.start(event.data).wait()).result)
+
+    assert (await Workflow("parent", ["starts"], registry=registry, data_class="personal").run(1)).result == "personal"
+
+
 @pytest.mark.parametrize("data_class", ["", "a b", "*", 5, b"x"], ids=repr)
 def test_declared_class(registry: Registry, data_class: Any) -> None:
     """A workflow declares the name of a class, or a function."""
@@ -339,3 +356,23 @@ def test_declared_class(registry: Registry, data_class: Any) -> None:
 
     with pytest.raises(ValidationError):
         Workflow("w", ["s"], registry=registry, data_class=data_class)
+
+
+async def test_testing_peers(registry: Registry) -> None:
+    """``blazen_peer.testing`` stamps what it is told to, also after a restart, so that runs with a data class can be tested."""
+
+    @registry.step("tells")
+    async def tells(event: StartEvent, ctx: Context) -> StopEvent:
+        return StopEvent(result=ctx.data_class)
+
+    registry.register_workflow(Workflow("w", ["tells"], registry=registry, data_class="internal"))
+    async with peers(registry=registry, data_class="personal") as pair:
+        parent = Workflow("parent", [remote_step(pair.client, "w")], data_class="personal")
+        assert (await parent.run({})).result == "internal"
+        await pair.restart()
+        assert (await parent.run({})).result == "internal"
+        with pytest.raises(WorkflowError, match="whether that is as strict as internal is not known here"):
+            await Workflow("parent", [remote_step(pair.client, "w")], data_class="internal").run({})
+    async with peers(registry=registry) as pair:
+        with pytest.raises(WorkflowError, match="stamps no data class"):
+            await Workflow("parent", [remote_step(pair.client, "w")], data_class="personal").run({})
