@@ -30,6 +30,8 @@ from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.status import refusal_of
 from blazen_peer.wire import SubWorkflowResponse
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Connect = Callable[..., Awaitable[PeerClient]]
 RawPeers = Callable[..., Awaitable[Any]]
 ServicerContext = grpc.aio.ServicerContext[bytes, bytes]

@@ -26,6 +26,8 @@ from blazen_peer.engine import Retry
 from blazen_peer.runtime import Registry, WorkflowResult, local_step, parallel, remote_step
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 RawCall = Callable[..., Awaitable[bytes]]

@@ -16,6 +16,8 @@ import pytest
 from blazen_peer import PeerClient, PeerServer, StartEvent, StopEvent, TransportError, ValidationError
 from blazen_peer.runtime.registry import Registry
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 

@@ -45,6 +45,8 @@ from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 TOKEN, PROOF = "t0ken-" * 8, "pr00f-" * 8
 SERVER_NAME = "node-b.mesh.test"
 DENIED = "the call was refused: this caller is not allowed"

@@ -23,6 +23,8 @@ from blazen_peer.runtime.registry import Registry
 from blazen_peer.testing import peers
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 RawCall = Callable[..., Awaitable[bytes]]

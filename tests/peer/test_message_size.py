@@ -10,6 +10,8 @@ import pytest
 from blazen_peer import EncodeError, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent
 from blazen_peer.runtime.registry import Registry
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 SMALL = ServerSettings(lame_duck_secs=0, drain_secs=1, max_message_bytes=10_000)

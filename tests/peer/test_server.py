@@ -26,6 +26,8 @@ from blazen_peer import (
 )
 from blazen_peer.runtime.registry import Registry
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 TOKEN = "t" * 43

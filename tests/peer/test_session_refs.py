@@ -50,6 +50,8 @@ from blazen_peer.wire import (
 )
 from blazen_peer.wire.metadata import PeerTraits
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 RawCall = Callable[..., Awaitable[bytes]]

@@ -32,6 +32,8 @@ from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowRequest
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 Wires = Callable[[PeerServer], Awaitable[Any]]

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
@@ -40,6 +41,7 @@ __all__ = ["Admit", "Context", "LaneError", "LaneService", "Metadata", "ServedLa
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+_Answer: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 
 _FRAME_BYTES: Final = 16  # about what a frame takes around its envelope
@@ -220,12 +222,15 @@ class ServedLane:
                     held.add(credit.events)
                 except EncodeError as error:
                     raise _broken(str(error)) from None
-        for call in calls:
-            self._open(call.id, refusal, self._call, call)
-        for attach in attaches:
-            self._open(attach.id, refusal, self._attach, attach)
-        for cancel in cancels:
-            self._open(cancel.id, refusal, self._cancel, cancel)
+        if not (attaches or cancels):
+            for call in calls:
+                self._open(call.id, refusal, self._call, call)
+        else:  # in the order in which their caller made them
+            frames: list[tuple[int, _Answer, Any]] = [(call.id, self._call, call) for call in calls]
+            frames += [(attach.id, self._attach, attach) for attach in attaches]
+            frames += [(cancel.id, self._cancel, cancel) for cancel in cancels]
+            for number, answer, frame in sorted(frames, key=itemgetter(0)):
+                self._open(number, refusal, answer, frame)
 
     def _admitted_anew(self, authorization: str) -> BlazenError | None:
         """Ask the gate about the caller as of now, with a fresh token where one came; return what it refuses with."""
@@ -246,9 +251,7 @@ class ServedLane:
             self._sever(number)
             self._refuse(number, refusal, at_the_gate=True)
 
-    def _open(
-        self, number: int, refusal: BlazenError | None, answer: Callable[[Any], Coroutine[Any, Any, None]], frame: Any
-    ) -> None:
+    def _open(self, number: int, refusal: BlazenError | None, answer: _Answer, frame: Any) -> None:
         if number <= self._last_id:
             raise _broken(f"frame {number} does not come after {self._last_id}")
         self._last_id = number

@@ -120,6 +120,19 @@ async def test_credit_abuse(serve: Serve, raw_lane: Any, envelope: Any, work: An
     work.release.set()
 
 
+async def test_kinds_in_one_message(serve: Serve, raw_lane: Any, envelope: Any, work: Any) -> None:
+    """Frames of several kinds in one message are taken in the order of their ids."""
+    lane = await raw_lane(await serve())
+    call = Call(id=2, envelope=envelope("hold"), invocation_id="one")
+    await lane.send(Request(calls=[call], cancels=[lane_pb2.Cancel(id=n, invocation_id="one", grace_ms=5000) for n in (1, 3)]))
+    seen: dict[int, Any] = {}
+    while len(seen) < 3:
+        message = await lane.read()
+        seen |= {answer.id: answer for answer in (*message.answers, *message.cancelled)}
+    assert seen[1].refusal.code == 5  # NOT_FOUND: nothing had begun
+    assert b"workflow cancelled" in seen[2].envelope
+
+
 async def test_dropped_in_the_same_breath(serve: Serve, raw_lane: Any, envelope: Any, work: Any) -> None:
     """A frame that is dropped as soon as it is there leaves nothing behind."""
     server = await serve()

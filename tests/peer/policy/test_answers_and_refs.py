@@ -21,6 +21,8 @@ from blazen_peer import (
 from blazen_peer.transport.proto import control_pb2
 from tests.peer.policy.guarded import Guarded, flow, policy_of
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Guard = Callable[..., Awaitable[Guarded]]
 Refusals = Callable[[], list[str]]
 

@@ -25,6 +25,8 @@ from blazen_peer import (
 from blazen_peer.policy import Policy
 from tests.peer.policy.guarded import CLASSES, Guarded, flow, policy_of
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Guard = Callable[..., Awaitable[Guarded]]
 Refusals = Callable[[], list[str]]
 

@@ -16,6 +16,8 @@ from blazen_peer.policy import Policy
 from blazen_peer.policy_file import PolicySource
 from tests.peer.policy.guarded import Guarded, flow, policy_of
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Guard = Callable[..., Awaitable[Guarded]]
 
 WIDE = policy_of(flow("intake", "analyst", ["analyze", "count"], "personal"))

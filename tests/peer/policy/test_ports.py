@@ -25,6 +25,8 @@ from blazen_peer.runtime.registry import Registry
 from blazen_peer.testing import peers
 from tests.peer.policy.guarded import TOKEN, Guarded, Port, flow, policy_of
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 Guard = Callable[..., Awaitable[Guarded]]
 
 POLICY = policy_of(flow("intake", "analyst", ["analyze"], "personal", "internal", "public"))
