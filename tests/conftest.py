@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from blazen_peer import PeerClient
 
 # How long an example takes says how busy the machine is, and nothing of the code under test.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -169,6 +172,23 @@ def console_commands() -> Callable[..., Sequence[ConsoleCommand]]:
 def matches() -> Callable[[str, str], bool]:
     """``matches(shown, printed)``, where ``...`` in *shown* stands for anything."""
     return _matches
+
+
+@pytest.fixture(params=["alone", "by-lane"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the test's clients carry calls, where it does not say: each on its own, or by a lane. For the tests of both ways:
+    ``pytestmark = pytest.mark.usefixtures("way")``."""
+    chosen: str = request.param
+    if chosen == "alone":
+        make = PeerClient.__init__
+
+        def made(client: PeerClient, *args: Any, **options: Any) -> None:
+            make(client, *args, **options)
+            if client._lane_mode == "auto":
+                client._lane_mode = "never"
+
+        monkeypatch.setattr(PeerClient, "__init__", made)
+    return chosen
 
 
 @pytest.fixture

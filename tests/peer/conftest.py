@@ -33,23 +33,6 @@ Wires = Callable[[PeerServer], Awaitable[Wire]]
 RawPeers = Callable[..., Awaitable["RawPeer"]]
 
 
-@pytest.fixture(params=["alone", "by-lane"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the test's clients carry calls, where it does not say: each on its own, or by a lane. For the tests of both ways:
-    ``pytestmark = pytest.mark.usefixtures("way")``."""
-    chosen: str = request.param
-    if chosen == "alone":
-        make = PeerClient.__init__
-
-        def made(client: PeerClient, *args: Any, **options: Any) -> None:
-            make(client, *args, **options)
-            if client._lane_mode == "auto":
-                client._lane_mode = "never"
-
-        monkeypatch.setattr(PeerClient, "__init__", made)
-    return chosen
-
-
 @pytest.fixture
 def registry() -> Registry:
     """A registry of this test alone."""

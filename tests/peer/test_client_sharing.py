@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2
 
 from blazen_peer import PeerClient, PeerServer, StartEvent, StopEvent, TransportError

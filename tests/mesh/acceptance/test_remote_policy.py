@@ -37,7 +37,7 @@ from blazen_peer import (
 from blazen_peer.transport.proto.peer_pb2 import PostcardRequest
 from blazen_peer.wire import SubWorkflowRequest
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.usefixtures("way")]  # by both ways of carrying a call
 
 CLASSES = ("personal", "internal", "public")
 DATA = [{"name": name, "why": "a test"} for name in CLASSES]

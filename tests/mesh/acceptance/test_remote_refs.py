@@ -11,7 +11,7 @@ import pytest
 
 from blazen_peer import Context, RefNotFoundError, StartEvent, StopEvent
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.usefixtures("way")]  # by both ways of carrying a call
 MIB = 1024 * 1024
 
 

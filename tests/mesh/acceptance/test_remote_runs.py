@@ -20,7 +20,7 @@ from blazen_peer import (
     WorkflowError,
 )
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.usefixtures("way")]  # by both ways of carrying a call
 HOLD = ("hold", ["demo::hold"], '"kept"', 60)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from blazen_peer import PermissionDeniedError, UnauthenticatedError
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.usefixtures("way")]  # by both ways of carrying a call
 OTHER = "another-token-that-nobody-here-shares-987654"
 Headers = Callable[[Any], list[tuple[str, str]]]
 
