@@ -1,5 +1,5 @@
-"""What a remote call costs: a bare grpc.aio echo of the same bytes, ours each on its own, ours by a lane, and the stock Rust pair;
-in plain text, and all but the Rust pair through both sidecars.
+"""What a remote call costs: a bare grpc.aio echo of the same bytes, ours each alone, ours by a lane, and the stock Rust pair.
+In plain text, and all but the Rust pair through both sidecars.
 
     python bench/remote_call.py [--json] [--rounds N] [--secs N] [--in-flight 1,64,512] [--without-rust]
 

@@ -159,6 +159,13 @@ class SoakMesh:
                 raise RuntimeError(f"replica {replica} ended with {code}")
         await self.start_peer(replica)
 
+    async def kill_peer(self, replica: int) -> None:
+        """Kill a replica as a crash would, and start another in its place."""
+        process = self.peers[replica]
+        process.kill()
+        await process.wait()
+        await self.start_peer(replica)
+
     async def until_both_healthy(self) -> None:
         """Wait until analyst's sidecar gives calls to both replicas."""
         healthy, admin = 0, Admin(self.home / "analyst" / "admin.sock")

@@ -81,7 +81,7 @@ class Lane:
                 if raw is grpc.aio.EOF:
                     raise TransportError("the peer closed the lane as it was opened", may_have_run=False)
                 lane.headers = tuple(await call.initial_metadata() or ())
-            welcome = _parsed(raw).welcome
+            message = _parsed(raw)
         except BaseException as error:
             call.cancel()
             if isinstance(error, TimeoutError):
@@ -89,6 +89,7 @@ class Lane:
             if isinstance(error, grpc.aio.AioRpcError):
                 raise _not_opened(error) from error
             raise
+        welcome, lane.retired = message.welcome, message.HasField("going_away")
         lane.instance_id, lane.max_frame_bytes = welcome.instance_id, welcome.max_frame_bytes
         lane.max_open_frames = welcome.max_open_frames
         lane._writing = lane._loop.create_task(lane._writer.run())

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from blazen_peer.errors import BlazenError, OverloadedError, TransportError
+from blazen_peer.errors import BlazenError, OverloadedError
 from blazen_peer.transport.gate import ADMITTED
 from blazen_peer.transport.lane_limits import (
     HEARTBEAT_SECS,
@@ -56,15 +56,18 @@ class LaneServicer:
         self._of_callers: Counter[str] = Counter()
         self._none_open = asyncio.Event()
         self._none_open.set()
-        self._leaving = False
+        self._leaving: str | None = None
 
     def described(self) -> control_pb2.Lanes:
         """Return what ``Describe`` says of them."""
         return control_pb2.Lanes(version=LANE_VERSION, open=len(self._lanes), max_frame_bytes=MAX_FRAME_BYTES)
 
     def send_away(self, reason: str) -> None:
-        """Open no more lanes, and ask every caller to go on elsewhere; what is in flight, or still comes, is answered."""
-        self._leaving = True
+        """Ask every caller to go on elsewhere; what is in flight, or still comes, is answered.
+
+        A lane that is opened from now on hears the same at once: it is there for calls whose lane broke.
+        """
+        self._leaving = reason
         for lane in self._lanes:
             lane.send_away(reason)
 
@@ -91,7 +94,7 @@ class LaneServicer:
         self._none_open.clear()
         try:
             await lane.hello()
-            await lane.follow(self._welcome())
+            await lane.follow(self._welcome(), self._leaving)
         except LaneError as error:
             logger.info("a lane of %s ends: %s", who, error)
             broken = error
@@ -107,8 +110,6 @@ class LaneServicer:
             await context.abort(broken.code, str(broken))
 
     def _refusal(self, who: str) -> BlazenError | None:
-        if self._leaving:
-            return TransportError("this peer is going away", may_have_run=False)
         if len(self._lanes) >= MAX_LANES:
             return OverloadedError(f"{MAX_LANES} lanes are open, as many as may be", 1.0)
         if self._of_callers[who] >= MAX_LANES_OF_ONE:

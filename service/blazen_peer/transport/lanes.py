@@ -114,22 +114,28 @@ class Lanes:
         if self._closed:
             return None
         always = self._mode == "always"
-        if not always and (self._loop.time() < self._not_before or len(self._lanes) >= MAX_LANES):
+        # A lane that is left may still take calls: its peer goes away, and nobody else is there.
+        left = next((lane for lane in self._lanes.values() if lane.ended is None), None) if always else None
+        waiting = self._loop.time() < self._not_before
+        if waiting and left is not None:
+            return left
+        if not always and (waiting or len(self._lanes) >= MAX_LANES):
             return None
+        opening = next((key for key in self._opening if key not in self._lanes), None)
         try:
-            opening = next((key for key in self._opening if key not in self._lanes), None)
-            return await self._opened(opening or _new_key(), within_secs)
+            lane = await self._opened(opening or _new_key(), within_secs)
         except (UnauthenticatedError, PermissionDeniedError):
             raise
         except PeerError as error:
             short = isinstance(error, TransportError | OverloadedError)
             self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
-            if not always:
-                return None
-            leaving = next((lane for lane in self._lanes.values() if lane.ended is None), None)
-            if leaving is None:
+            if always and left is None:
                 raise
-            return leaving  # its peer goes away, and may still take calls
+            return left
+        if lane.is_open:
+            return lane
+        self._not_before = self._loop.time() + RETRY_SECS
+        return lane if always else None
 
     def lane_of(self, key: str) -> Lane | None:
         """Return the open lane with *key*, if there is one."""

@@ -114,9 +114,11 @@ class ServedLane:
             except ValidationError:
                 raise _broken("client_node_id is not a node id") from None
 
-    async def follow(self, welcome: lane_pb2.Welcome) -> None:
+    async def follow(self, welcome: lane_pb2.Welcome, leaving: str | None) -> None:
         """Welcome the caller, and answer what it sends until it sends no more, or :meth:`finish` is called."""
         self._writer.message.welcome.CopyFrom(welcome)
+        if leaving is not None:
+            self._writer.message.going_away.reason = leaving
         self._writer.note(64)
         writing = self._loop.create_task(self._writer.run())
         reading = self._loop.create_task(self._take_all())

@@ -13,7 +13,7 @@ import pytest
 from blazen_peer import CancelOutcome, PeerClient, PeerError, ServerSettings, ValidationError
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
-from tests.peer.conftest import Connect, RawPeers, Serve
+from tests.peer.conftest import Connect, RawPeers, Serve, Wires
 from tests.peer.lane.conftest import soon
 
 Request = lane_pb2.LaneRequest
@@ -182,7 +182,7 @@ async def test_slow_stream(serve: Serve, connect: Connect, work: Any) -> None:
 
 
 async def test_drain(serve: Serve, connect: Connect, work: Any) -> None:
-    """A draining peer opens no lanes, answers what is in flight on those it has, and ends them."""
+    """A draining peer sends new calls away from its lanes, answers what is in flight on them, and ends them."""
     server = await serve(settings=ServerSettings(lame_duck_secs=0.5, drain_secs=10))
     client = await connect(server)
     call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "1", 60))
@@ -196,6 +196,26 @@ async def test_drain(serve: Serve, connect: Connect, work: Any) -> None:
     assert (await call).result == 1
     await asyncio.wait_for(draining, 10)
     assert lane.ended is not None
+
+
+async def test_cut_while_draining(serve: Serve, connect: Connect, wire: Wires, work: Any) -> None:
+    """A call whose lane breaks while its peer drains is taken up there all the same."""
+    server = await serve(settings=ServerSettings(lame_duck_secs=1, drain_secs=20))
+    cut = await wire(server)
+    client = await connect(cut.address)
+    call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "1", 60))
+    await asyncio.wait_for(work.held.wait(), 10)
+    lane = client._lanes_here().least()
+    assert lane is not None
+    draining = asyncio.create_task(server.drain())
+    await soon(lambda: lane.retired)
+    cut.cut()
+    await soon(lambda: lane.ended and any(lane.in_flight for lane in client._lanes_here()._lanes.values()))
+    assert client._lanes_here().least() is None
+    work.release.set()
+    assert (await asyncio.wait_for(call, 20)).result == 1
+    assert work.begun == {"hold": 1}
+    await asyncio.wait_for(draining, 20)
 
 
 async def test_too_many_frames(serve: Serve, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any) -> None:
