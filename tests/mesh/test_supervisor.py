@@ -18,8 +18,12 @@ from typing import Any
 import grpc
 import pytest
 
+from blazen_mesh.discovery import NotTakenError, deliver
 from blazen_mesh.generation import Generations, Source
+from blazen_mesh.mesh import load_mesh
 from blazen_mesh.paths import NodePaths
+from blazen_mesh.render import render_node
+from blazen_mesh.xds import version_of
 
 pytestmark = pytest.mark.envoy
 WAIT_SECS = 30.0
@@ -169,6 +173,32 @@ async def test_flow_ends_at_midnight(start_mesh: Any, envoy: Path) -> None:
     assert not generations.due(date(2030, 6, 30))
     assert generations.due(date(2030, 7, 1))
     assert await generations.put_in_place(date(2030, 7, 1), None)
+    assert "intake" not in (home / "policy.json").read_text()
+
+
+async def test_what_was_not_taken_is_tried_again(mesh: Any, envoy: Path) -> None:
+    """A policy that was narrowed at a moment when a file could not be written, or Envoy was slow, is put in place later."""
+    home, admin, today = mesh.root / "analyst", mesh.sidecars["analyst"].admin, date(2030, 6, 30)
+    generations = Generations(Source(mesh.root / "mesh.toml", "analyst", mesh.paths("analyst")), envoy, retry_secs=0.0)
+    mesh.write_toml()
+    await generations.put_in_place(today, admin)
+    assert not generations.due(today)
+    mesh.table["flows"] = []
+    for peer in mesh.table["peers"].values():
+        peer.pop("egress", None)
+    mesh.write_toml()
+    (home / "policy.json").unlink()
+    (home / "policy.json").mkdir()
+    with pytest.raises(NotTakenError, match=f"cannot write {home}/policy.json: Is a directory"):
+        await generations.put_in_place(today, admin)
+    assert generations.due(today)
+    (home / "policy.json").rmdir()
+    files = render_node(load_mesh(mesh.root / "mesh.toml"), "analyst", mesh.paths("analyst"), day=today)
+    files["rds.json"] = files["rds.json"].replace(version_of(files["rds.json"]), "another")
+    with pytest.raises(NotTakenError, match="Envoy has not taken"):  # another one's: it never will
+        await deliver(files, home, mesh.sidecars["intake"].admin, envoy=None, within_secs=0.2)
+    assert await generations.put_in_place(today, admin)
+    assert not generations.due(today)
     assert "intake" not in (home / "policy.json").read_text()
 
 
