@@ -20,9 +20,11 @@ import pytest
 
 from blazen_mesh.discovery import NotTakenError, deliver
 from blazen_mesh.generation import Generations, Source
+from blazen_mesh.handover import hand_over
 from blazen_mesh.mesh import load_mesh
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.render import render_node
+from blazen_mesh.succession import Turn
 from blazen_mesh.xds import version_of
 
 pytestmark = pytest.mark.envoy
@@ -393,6 +395,22 @@ async def test_successor_that_fails(start_mesh: Any, tmp_path: Path) -> None:
     assert await second.child.wait() == 1
     await first.until(lambda status: status["ready"] and status["starts"] == 2)
     assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_successor_that_says_nothing(tmp_path: Path) -> None:
+    """One that asks, and then neither serves nor goes away, is waited for no longer than it is given."""
+    served: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.set_result(await hand_over("analyst", Turn(), reader, writer, within_secs=0.2))
+        writer.close()
+
+    path = str(tmp_path / "sock")
+    async with await asyncio.start_unix_server(asked, path), asyncio.timeout(WAIT_SECS):
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert not await served
+        assert (await reader.read()).endswith(b'{"node": "analyst", "row": 0, "epoch": 0}\n')
+        writer.close()
 
 
 def test_ready_command(tmp_path: Path) -> None:
