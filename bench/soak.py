@@ -50,6 +50,11 @@ SLOW_EVERY, SLOW_SECS = 20, 1.0
 LEAF_SECS = 5.0
 PROBE_SECS = 0.5
 LEAST_SHARE = 0.98  # of the rate asked for
+KINDS = ("leaves issued", "mesh files in force", "token steps", "peers restarted", "analyst: supervisor replaced")
+KINDS += ("root: phase none",)  # the end of a whole replacement
+SEEN = ("serials of analyst seen in handshakes", "serials of intake seen with calls", "issuing CAs seen in handshakes")
+LATE_KINDS = ("intake: supervisor replaced", "analyst: Envoy replaced", "intake: Envoy replaced")
+LATE_SECS = 60.0  # a shorter soak need not come to these
 
 
 @dataclass
@@ -234,12 +239,14 @@ def judge(load: Load, changes: Changes, mesh: SoakMesh) -> tuple[dict[str, Any],
         if numbers[what] < least:
             wrong.append(f"{what}: {numbers[what]}, not {least:g}")
     wrong += [f"{what}: {numbers[what]}" for what in ("executed more than once", "never executed") if numbers[what]]
-    for what in ("serials of analyst seen in handshakes", "serials of intake seen with calls"):
+    for what in (
+        "serials of analyst seen in handshakes",
+        "serials of intake seen with calls",
+        "issuing CAs seen in handshakes",
+    ):
         if numbers[what] < 2:
-            wrong.append(f"{what}: {numbers[what]}, so no change of leaf was seen")
-    for kind in ("leaves issued", "mesh files in force", "token steps", "peers restarted", "analyst: supervisor replaced"):
-        if not changes.done[kind]:
-            wrong.append(f"{kind}: none")
+            wrong.append(f"{what}: {numbers[what]}, so no change was seen")
+    wrong += [f"{kind}: none" for kind in KINDS + (LATE_KINDS if load.secs >= LATE_SECS else ()) if not changes.done[kind]]
     return numbers, wrong
 
 

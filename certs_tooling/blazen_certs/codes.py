@@ -15,6 +15,7 @@ import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -180,6 +181,30 @@ class CodeBook:
                 raise CodeError(f"the code is for {record.spiffe_id}, not for {peer}")
             self._write(code_id, CodeRecord(**{**asdict(record), "used": moment}))
             return record
+
+    def end(self, node_id: str, *, now: datetime | None = None) -> int:
+        """End every code for *node_id* that could still be used; return how many those were.
+
+        Raises:
+            StoreError: Another process has been at the codes for 10 seconds.
+            OSError: The disk, or the rights, do not allow it.
+        """
+        if not self.directory.is_dir():
+            return 0
+        moment, ended = (now or datetime.now(UTC)).timestamp(), 0
+        with store.locked(self.directory):
+            for path in self.directory.glob("*.json"):
+                with suppress(StoreError):  # a damaged one is good for nobody
+                    record = self._read(path.stem)
+                    if (
+                        record is not None
+                        and record.peer.node_id == node_id
+                        and record.used is None
+                        and moment < record.not_after
+                    ):
+                        self._write(path.stem, CodeRecord(**{**asdict(record), "not_after": moment}))
+                        ended += 1
+        return ended
 
     def _failed(self, code_id: str, record: CodeRecord) -> None:
         if record.failures < MAX_FAILURES:

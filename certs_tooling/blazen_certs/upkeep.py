@@ -11,6 +11,7 @@ from cryptography import x509
 
 from blazen_certs import store
 from blazen_certs.authority import Authority
+from blazen_certs.codes import CodeBook
 from blazen_certs.crl import revoked_serials
 from blazen_certs.errors import CertificateError, StoreError
 from blazen_certs.facts import dns_names_of, time_text
@@ -66,11 +67,13 @@ class Revocation:
         revoked: The certificates that are on a list now, and were not before.
         already: Those that had been.
         published: What became of the new lists at each node of this store.
+        codes: How many join codes of the node were ended.
     """
 
     revoked: tuple[x509.Certificate, ...]
     already: tuple[x509.Certificate, ...]
     published: tuple[Kept, ...]
+    codes: int = 0
 
 
 def local_nodes(authority: Authority) -> list[str]:
@@ -145,18 +148,23 @@ def keep_nodes(authority: Authority, nodes: Iterable[str], *, now: datetime, for
 def revoke_node(authority: Authority, node_id: str, *, now: datetime) -> Revocation:
     """Revoke every certificate of the node that is still good, and bring the new list to every node of the store.
 
+    Its join codes end too, those of a node that has not joined yet among them.
+
     Raises:
-        StoreError: There is no such node, or the key of its issuing CA is not on this machine.
+        StoreError: There is no such node and no code for it, or the key of its issuing CA is not on this machine.
         CertificateError: A finished list failed its checks; the old one stands.
         OSError: The disk, or the rights, do not allow it.
     """
+    codes = CodeBook.of(authority.directory).end(check_node_id(node_id), now=now)
     if node_id not in known_nodes(authority.directory):
+        if codes:
+            return Revocation((), (), (), codes)
         raise StoreError(f"nothing was ever issued to {node_id} from {authority.directory}: see blazen-certs status")
     with _record_locked(authority, node_id):
         issued = read_issued(authority.directory, node_id)
         good = [certificate for certificate in issued if now <= certificate.not_valid_after_utc]
         listed = _list_revoked(authority, good, now=check_time(now))
-    return replace(listed, published=tuple(keep_nodes(authority, local_nodes(authority), now=now)))
+    return replace(listed, published=tuple(keep_nodes(authority, local_nodes(authority), now=now)), codes=codes)
 
 
 def revoke_serial(authority: Authority, serial: int, *, now: datetime) -> Revocation:

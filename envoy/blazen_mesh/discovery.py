@@ -23,7 +23,7 @@ from blazen_mesh.render import replace_file
 from blazen_mesh.xds import BOOTSTRAP, CDS, LDS, RDS, dump, version_of, whole, with_clusters_of
 from blazen_peer.errors import BlazenError
 
-__all__ = ["Publication", "PublishError", "deliver", "objections", "publish", "versions"]
+__all__ = ["NotTakenError", "Publication", "PublishError", "deliver", "objections", "publish", "versions"]
 
 TAKEN_SECS = 10.0
 POLL_SECS = 0.02
@@ -34,6 +34,10 @@ class PublishError(BlazenError):
     """Envoy refuses a configuration, or does not take it up; the text has a line for each objection."""
 
     kind = "Publish"
+
+
+class NotTakenError(PublishError):
+    """Nothing is wrong with a configuration, and yet it is not in force: Envoy was too slow, or a file could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,8 @@ async def deliver(
         within_secs: How long each step may take.
 
     Raises:
-        PublishError: It refuses them, or does not take them up in time.
+        PublishError: It refuses them, or (``NotTakenError``) does not take them up in time.
+        OSError: A file cannot be written.
         AdminError: Its admin interface does not answer.
     """
     before = _in_place(directory)
@@ -203,7 +208,7 @@ async def _taken(admin: Admin, step: Mapping[str, str], refused: Mapping[str, in
                     return
                 await asyncio.sleep(POLL_SECS)
     except TimeoutError:
-        raise PublishError(f"Envoy has not taken {', '.join(sorted(missing)) or 'it'} after {within_secs:g} s") from None
+        raise NotTakenError(f"Envoy has not taken {', '.join(sorted(missing)) or 'it'} after {within_secs:g} s") from None
 
 
 async def _warming(admin: Admin) -> bool:

@@ -107,11 +107,15 @@ class Predecessor:
         self._writer.close()
 
 
-async def hand_over(node: str, turn: Turn, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answer a successor with *node* and *turn*, and wait until it serves or has gone away; return whether it serves."""
+async def hand_over(
+    node: str, turn: Turn, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, within_secs: float
+) -> bool:
+    """Answer a successor with *node* and *turn*, and wait until it serves, has gone away or is too slow; return whether it
+    serves."""
     answer(writer, HTTPStatus.OK, json.dumps({"node": node, "row": turn.row, "epoch": turn.epoch}))
-    with contextlib.suppress(OSError):
-        return await reader.readline() == DONE
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(within_secs):
+            return await reader.readline() == DONE
     return False
 
 

@@ -288,7 +288,8 @@ class Supervisor:
             async with self._changing:
                 await self._envoys.let_go()  # Envoy lets a third one in only once the first has gone
                 self._envoys.know_ports()
-                if await hand_over(self.status.node, self._envoys.turn, reader, writer):
+                within_secs = 2 * self._settings.start_secs + ASK_SECS  # meanwhile a dead Envoy is not started again
+                if await hand_over(self.status.node, self._envoys.turn, reader, writer, within_secs=within_secs):
                     self._taken_over = True
                     self._log("info", "another supervisor has taken over; calls in flight end here")
                     await self._server.stop(keep_name=True)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from blazen_certs import Authority
 from blazen_mesh.mesh import load_mesh
+from blazen_mesh.render import replace_file
 
 
 def main(mesh_file: Path, certs: Path, config: Path) -> None:
     """Make what is missing for each node of *mesh_file*."""
     mesh = load_mesh(mesh_file)
-    if (certs / "root").exists():
+    if (certs / "root" / "current").exists():
         authority = Authority.open(certs)
     else:
         authority = Authority.create(certs, mesh.trust_domain, regions=mesh.regions)
@@ -26,10 +27,8 @@ def main(mesh_file: Path, certs: Path, config: Path) -> None:
         if not (certs / "nodes" / node / "current").exists():
             print(f"issued {authority.issue(node, region=peer.region).peer}")
         proof = config / node / "sidecar-proof"
-        proof.parent.mkdir(parents=True, exist_ok=True)
         if not proof.exists():
-            proof.touch(0o640)  # the sidecar's own, and by the group its peer's
-            proof.write_text(secrets.token_urlsafe(32))
+            replace_file(proof, secrets.token_urlsafe(32).encode(), 0o640)  # the sidecar's own, and by the group its peer's
             print(f"made the secret between {node} and its sidecar")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from blazen_peer.config import parse_listen_address
 from blazen_peer.errors import ValidationError
 from blazen_peer.flows import check_class_name
 from blazen_peer.identity import check_node_id
@@ -24,11 +25,22 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 SCHEME: Final = "peer:"
 
 
+def _local(address: str) -> str:
+    """Return *address* when it is on this machine, as a sidecar's ports are: what goes there is plain text, token and all."""
+    try:
+        is_local = parse_listen_address(address).is_local
+    except ValidationError as error:
+        raise ValueError(str(error)) from None
+    if not is_local:
+        raise ValueError(f"{address[:200]} is not on this machine, where the sidecar's ports are")
+    return address
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     data_class: str | None
-    address: str
+    address: Annotated[str, AfterValidator(_local)]
 
 
 class AddressBook(BaseModel):

@@ -1,4 +1,4 @@
-"""``docs/running-a-sidecar.md`` is true: its commands run in their order, against a real Envoy, and its numbers are the code's."""
+"""``docs/running-a-sidecar.md`` is true: its commands run in order, against a real Envoy, with the numbers of the code."""
 
 from __future__ import annotations
 

@@ -18,8 +18,14 @@ from typing import Any
 import grpc
 import pytest
 
+from blazen_mesh.discovery import NotTakenError, deliver
 from blazen_mesh.generation import Generations, Source
+from blazen_mesh.handover import hand_over
+from blazen_mesh.mesh import load_mesh
 from blazen_mesh.paths import NodePaths
+from blazen_mesh.render import render_node
+from blazen_mesh.succession import Turn
+from blazen_mesh.xds import version_of
 
 pytestmark = pytest.mark.envoy
 WAIT_SECS = 30.0
@@ -169,6 +175,32 @@ async def test_flow_ends_at_midnight(start_mesh: Any, envoy: Path) -> None:
     assert not generations.due(date(2030, 6, 30))
     assert generations.due(date(2030, 7, 1))
     assert await generations.put_in_place(date(2030, 7, 1), None)
+    assert "intake" not in (home / "policy.json").read_text()
+
+
+async def test_what_was_not_taken_is_tried_again(mesh: Any, envoy: Path) -> None:
+    """A policy that was narrowed at a moment when a file could not be written, or Envoy was slow, is put in place later."""
+    home, admin, today = mesh.root / "analyst", mesh.sidecars["analyst"].admin, date(2030, 6, 30)
+    generations = Generations(Source(mesh.root / "mesh.toml", "analyst", mesh.paths("analyst")), envoy, retry_secs=0.0)
+    mesh.write_toml()
+    await generations.put_in_place(today, admin)
+    assert not generations.due(today)
+    mesh.table["flows"] = []
+    for peer in mesh.table["peers"].values():
+        peer.pop("egress", None)
+    mesh.write_toml()
+    (home / "policy.json").unlink()
+    (home / "policy.json").mkdir()
+    with pytest.raises(NotTakenError, match=f"cannot write {home}/policy.json: Is a directory"):
+        await generations.put_in_place(today, admin)
+    assert generations.due(today)
+    (home / "policy.json").rmdir()
+    files = render_node(load_mesh(mesh.root / "mesh.toml"), "analyst", mesh.paths("analyst"), day=today)
+    files["rds.json"] = files["rds.json"].replace(version_of(files["rds.json"]), "another")
+    with pytest.raises(NotTakenError, match="Envoy has not taken"):  # another one's: it never will
+        await deliver(files, home, mesh.sidecars["intake"].admin, envoy=None, within_secs=0.2)
+    assert await generations.put_in_place(today, admin)
+    assert not generations.due(today)
     assert "intake" not in (home / "policy.json").read_text()
 
 
@@ -363,6 +395,22 @@ async def test_successor_that_fails(start_mesh: Any, tmp_path: Path) -> None:
     assert await second.child.wait() == 1
     await first.until(lambda status: status["ready"] and status["starts"] == 2)
     assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_successor_that_says_nothing(tmp_path: Path) -> None:
+    """One that asks, and then neither serves nor goes away, is waited for no longer than it is given."""
+    served: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.set_result(await hand_over("analyst", Turn(), reader, writer, within_secs=0.2))
+        writer.close()
+
+    path = str(tmp_path / "sock")
+    async with await asyncio.start_unix_server(asked, path), asyncio.timeout(WAIT_SECS):
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert not await served
+        assert (await reader.read()).endswith(b'{"node": "analyst", "row": 0, "epoch": 0}\n')
+        writer.close()
 
 
 def test_ready_command(tmp_path: Path) -> None:

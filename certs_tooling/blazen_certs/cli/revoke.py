@@ -34,6 +34,8 @@ def revoke(
 ) -> None:
     """Revoke a node's certificates, sign the list, and bring it to every node of the store. It cannot be taken back.
 
+    Join codes that were made for the node, and not used, end too: this is also how a code is taken back that got lost.
+
     The node is not renewed any more; to let it in again, issue it a new one: blazen-certs issue NODE.
 
     [bold]Example[/bold]
@@ -51,6 +53,7 @@ def revoke(
         print_json(
             {
                 "revoked": [f"{certificate.serial_number:x}" for certificate in done.revoked],
+                "codes_ended": done.codes,
                 "already_revoked": [f"{certificate.serial_number:x}" for certificate in done.already],
                 "published": [kept.node for kept in done.published if kept.action != "failed"],
                 "failed": {kept.node: kept.detail for kept in failed},
@@ -61,7 +64,11 @@ def revoke(
         for certificate in done.revoked:
             until = time_text(certificate.not_valid_after_utc)
             print_lines([Text.assemble(("revoked  ", "green"), f"{certificate.serial_number:x}, which was good until {until}")])
-        if not done.revoked:
+        if done.codes:
+            print_lines(
+                [Text.assemble(("ended    ", "green"), f"{done.codes} join code{'s' if done.codes > 1 else ''} of {node}")]
+            )
+        elif not done.revoked:
             what = "revoked already" if done.already else "nothing of it is still good"
             print_lines([Text(f"nothing to revoke: {what}", "yellow")])
         _show_published(done.published)

@@ -18,10 +18,10 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from blazen_mesh.address import Address, TcpAddress
+from blazen_mesh.doctor.logs import HEALTH
 
 __all__ = ["Answer", "Described", "check_health", "describe", "secure_channel"]
 
-HEALTH = "/grpc.health.v1.Health/Check"
 _OPTIONS: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 
 

@@ -21,6 +21,8 @@ __all__ = ["OF_LISTS", "Entry", "Logs", "Seen", "cause_at_callee", "cause_at_cal
 TAIL_BYTES = 16 * 1024 * 1024
 """What is read of the end of a log file."""
 
+HEALTH = "/grpc.health.v1.Health/Check"
+
 NEAR = timedelta(seconds=2)
 """How far apart both ends may log one failed connection, where addresses do not tell; clocks that differ more are a finding."""
 
@@ -172,6 +174,8 @@ class Logs:
         for entry in self._entries:
             if entry.at < since or entry.hop != "ingress" or id(entry) in told or self._ended_as_streams_do(entry):
                 continue
+            if entry.text("method") == HEALTH:
+                continue  # sidecars ask all the time, and log what failed alone; how it is now is looked at
             caller = self._caller(entry)
             if entry.kind == "call" and entry.text("grpc_status") == "OK":
                 for method in (entry.text("method"), ""):

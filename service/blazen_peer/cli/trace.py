@@ -21,6 +21,7 @@ from blazen_peer.errors import TransportError, ValidationError
 __all__ = ["picture", "trace"]
 
 PICTURE_COLUMNS = 118
+PICTURE_BAR_CELLS = 32
 _FETCHED_FONTS = re.compile(r"@font-face\s*\{.*?\}", re.DOTALL)
 _THEME = TerminalTheme(
     (255, 255, 255),
@@ -72,7 +73,7 @@ def trace(
 def picture(spans: Sequence[TraceSpan], title: str) -> str:
     """Return the tree of *spans* as an SVG document that needs nothing from elsewhere."""
     console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(draw(spans))
+    console.print(draw(spans, bar_cells=PICTURE_BAR_CELLS))
     drawn = console.export_svg(title=title, theme=_THEME, unique_id="trace")
     # Its fonts would be fetched from somebody's server by whoever looks at it: the reader's own are good enough.
     return _FETCHED_FONTS.sub("", drawn).replace("Fira Code, ", "")

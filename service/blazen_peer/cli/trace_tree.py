@@ -95,8 +95,12 @@ def _children(spans: Sequence[TraceSpan]) -> dict[str, list[TraceSpan]]:
     return children
 
 
-def draw(spans: Sequence[TraceSpan]) -> Table:
-    """Return the spans of one trace as a table whose first column is the tree, in order of time."""
+def draw(spans: Sequence[TraceSpan], *, bar_cells: int = _BAR_CELLS) -> Table:
+    """Return the spans of one trace as a table whose first column is the tree, in order of time.
+
+    Args:
+        bar_cells: How many characters wide the whole of the time is.
+    """
     children = _children(spans)
     start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
 
@@ -104,14 +108,14 @@ def draw(spans: Sequence[TraceSpan]) -> Table:
     table.add_column("span", no_wrap=True, overflow="ellipsis", min_width=24)
     table.add_column("service", no_wrap=True, style="cyan", min_width=max(len(span.service) for span in spans))
     table.add_column("ms", justify="right", no_wrap=True, min_width=8)
-    table.add_column("when", no_wrap=True, style="blue", min_width=_BAR_CELLS)
+    table.add_column("when", no_wrap=True, style="blue", min_width=bar_cells)
     for prefix, span in _walk(children, "", ""):
         name = escape(span.name) + (f" [dim]{span.kind}[/dim]" if span.kind else "")
         table.add_row(
             f"[dim]{prefix}[/dim]{f'[red]{name}[/red]' if span.failed else name}",
             span.service,
             f"{(span.end_ns - span.start_ns) / 1e6:.2f}",
-            _bar(span, start_ns, end_ns),
+            _bar(span, start_ns, end_ns, bar_cells),
         )
     return table
 
@@ -126,8 +130,8 @@ def _walk(children: dict[str, list[TraceSpan]], parent_id: str, indent: str) -> 
         yield from _walk(children, span.span_id, indent + below)
 
 
-def _bar(span: TraceSpan, start_ns: int, end_ns: int) -> str:
-    cell_ns = max(end_ns - start_ns, 1) / _BAR_CELLS
-    first = min(int((span.start_ns - start_ns) / cell_ns), _BAR_CELLS - 1)
+def _bar(span: TraceSpan, start_ns: int, end_ns: int, cells: int) -> str:
+    cell_ns = max(end_ns - start_ns, 1) / cells
+    first = min(int((span.start_ns - start_ns) / cell_ns), cells - 1)
     length = max(1, round((span.end_ns - span.start_ns) / cell_ns))
-    return " " * first + "━" * min(length, _BAR_CELLS - first)
+    return " " * first + "━" * min(length, cells - first)

@@ -13,7 +13,8 @@ import pytest
 
 from blazen_certs import Authority
 from blazen_certs.codes import MAX_FAILURES, CodeBook, JoinCode
-from blazen_certs.errors import CodeError
+from blazen_certs.errors import CodeError, StoreError
+from blazen_certs.upkeep import revoke_node
 from blazen_peer.errors import ValidationError
 from blazen_peer.identity import PeerId
 
@@ -172,3 +173,21 @@ def test_what_is_no_code(code: JoinCode, text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         JoinCode.parse(given)
     assert code.secret not in str(caught.value)
+
+
+def test_revoking_a_node_ends_its_codes(
+    authority: Authority, book: CodeBook, code: JoinCode, root: Any, now: Any, run: Any
+) -> None:
+    """Also those of a node that never joined, so a code can be taken back; other nodes' stay good. The command says so."""
+    other = book.make(OTHER, root, now=now)
+    (book.directory / f"{'0' * 16}.json").write_bytes(b"damaged")
+    done = revoke_node(authority, "analyst", now=now + MINUTE)
+    assert (done.revoked, done.codes) == ((), 1)
+    with pytest.raises(CodeError, match="the code ended at 2026-01-15T12:01:00Z"):
+        book.redeem(code.id, code.secret, PEER, now=now + MINUTE)
+    assert book.redeem(other.id, other.secret, OTHER, now=now + MINUTE).peer == OTHER
+    with pytest.raises(StoreError, match="nothing was ever issued to analyst"):
+        revoke_node(authority, "analyst", now=now + MINUTE)
+    (book.directory / f"{'0' * 16}.json").unlink()
+    book.make(PEER, root)
+    assert "ended    1 join code of analyst" in run("revoke", "analyst", "--dir", str(authority.directory)).out

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from debian import SUITE, mirror
-from store import StandInError, cache_dir, keep, key_of, run, say
+from store import MINUTE_SECS, StandInError, cache_dir, keep, key_of, run, say
 
 __all__ = ["DEBIAN", "ENVOY", "JAEGER", "make_images"]
 
@@ -108,7 +108,8 @@ def _jaeger_binary() -> Path:
     def compile_it(directory: Path) -> None:
         say("jaeger: compiling, for five minutes where Go has nothing of it yet")
         argv[argv.index("jaeger")] = str(directory / "jaeger")
-        run(argv, cwd=JAEGER_MODULE, env={"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"})
+        env = {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
+        run(argv, cwd=JAEGER_MODULE, env=env, timeout_secs=40 * MINUTE_SECS)  # on a busy machine it takes many times as long
 
     return keep("jaeger", key_of(*module, *argv, run(["go", "version"])), compile_it) / "jaeger"
 

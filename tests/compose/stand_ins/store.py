@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["StandInError", "cache_dir", "keep", "key_of", "run", "say"]
+__all__ = ["MINUTE_SECS", "StandInError", "cache_dir", "keep", "key_of", "run", "say"]
 
 MINUTE_SECS = 60.0
 

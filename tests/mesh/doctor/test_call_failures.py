@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,21 @@ async def test_callers_deadline(start_pair: Any, examine: Any) -> None:
     assert [finding.cause for finding in report.findings if finding.state == "warning"] == ["deadline"]
 
 
+def routes_in(document: Any) -> Iterator[dict[str, Any]]:
+    """Yield every route that stands somewhere in *document*."""
+    if isinstance(document, dict):
+        yield from document.get("routes", ())
+    for inner in document.values() if isinstance(document, dict) else document if isinstance(document, list) else ():
+        yield from routes_in(inner)
+
+
 async def test_time_limit_of_a_sidecar(start_pair: Any, examine: Any) -> None:
     """A sidecar that somebody has given a time limit of its own ends a call before its deadline."""
     mesh = await start_pair(serve=["intake"], sidecars=["analyst"])
     await mesh.start_peer("analyst", slow)
 
     def limited(documents: dict[str, Any]) -> None:
-        for route in documents["rds/egress+analyst.json"]["resources"][0]["virtual_hosts"][0]["routes"]:
+        for route in routes_in(documents["lds.json"]):
             route["route"] = {"cluster": route["route"]["cluster"], "timeout": "0.2s"}
 
     await mesh.start_sidecar("intake", alter=limited)

@@ -123,6 +123,14 @@ async def test_no_book(connect: Any, tmp_path: Path) -> None:
         await connect("http://127.0.0.1:1", None)
 
 
+@pytest.mark.parametrize("address", ["10.0.0.9:16001", "analyst.internal:16001", "https://127.0.0.1:1", "16001"])
+async def test_a_book_leads_to_this_machine(connect: Any, tmp_path: Path, address: str) -> None:
+    """A sidecar's ports are on loopback: a book that names another machine would send it data and token in plain text."""
+    file = book(tmp_path, {"analyst": [("personal", address)]})
+    with pytest.raises(ValidationError, match=r"is no address book: peers\.analyst\.0\.address: Value error, "):
+        await connect("peer:analyst", None, token=TOKEN, peers_file=file)
+
+
 async def test_a_mesh_without_classes(guarded: Guard, connect: Any, tmp_path: Path) -> None:
     """In a mesh without data classes a peer has one port, and there is no class to say."""
     plain = policy_of(flow("intake", "analyst", ["analyze"]), classes=())
