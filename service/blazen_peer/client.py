@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -175,6 +176,7 @@ class PeerClient(RefCalls, RunCalls):
         request = self._request(workflow_name, step_ids, input_json, timeout_secs)
         with telemetry.call_span(PEER_SERVICE, "InvokeSubWorkflow") as span:
             data_class = self._port.of_call(parent)
+            begun = time.monotonic()
             lane = await self._lane(len(request.envelope), invocation_id, data_class)
             metadata = self._about(request, invocation_id or self._id_for(lane), parent, data_class)
             if span.is_recording():
@@ -187,7 +189,8 @@ class PeerClient(RefCalls, RunCalls):
                     }
                 )
             try:
-                answer = await self._carried(request.envelope, metadata, request.waits_secs + MARGIN_SECS, retries, lane)
+                deadline_secs = request.waits_secs + MARGIN_SECS - (time.monotonic() - begun)
+                answer = await self._carried(request.envelope, metadata, max(0.0, deadline_secs), retries, lane)
             except asyncio.CancelledError:
                 if parent is not None:
                     self._abandon(metadata.invocation_id or "")

@@ -81,6 +81,7 @@ class Lanes:
         self._opening: dict[str, asyncio.Task[Lane]] = {}
         self._leaving: set[Lane] = set()
         self._not_before = 0.0
+        self._failed = False  # the last time that one was to be opened
         self._replicas = 1
         self._tries = 0
         self._renewals: dict[str, asyncio.TimerHandle] = {}
@@ -113,29 +114,37 @@ class Lanes:
         """
         if self._closed:
             return None
-        always = self._mode == "always"
+        if self._mode != "always":
+            return await self._lane_if_any(within_secs)
         # A lane that is left may still take calls: its peer goes away, and nobody else is there.
-        left = next((lane for lane in self._lanes.values() if lane.ended is None), None) if always else None
-        waiting = self._loop.time() < self._not_before
-        if waiting and left is not None:
+        left = next((lane for lane in self._lanes.values() if lane.ended is None), None)
+        if left is not None and self._loop.time() < self._not_before:
             return left
-        if not always and (waiting or len(self._lanes) >= MAX_LANES):
-            return None
-        opening = next((key for key in self._opening if key not in self._lanes), None)
         try:
-            lane = await self._opened(opening or _new_key(), within_secs)
-        except (UnauthenticatedError, PermissionDeniedError):
-            raise
-        except PeerError as error:
-            short = isinstance(error, TransportError | OverloadedError)
-            self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
-            if always and left is None:
+            return await self._opened(self._key_for_new(), within_secs)
+        except PeerError:
+            if left is None:
                 raise
             return left
-        if lane.is_open:
-            return lane
-        self._not_before = self._loop.time() + RETRY_SECS
-        return lane if always else None
+
+    async def _lane_if_any(self, within_secs: float) -> Lane | None:
+        """Return a new lane. Once one could not be opened, the next is opened in the background: no call waits for it."""
+        if self._loop.time() < self._not_before or len(self._lanes) >= MAX_LANES:
+            return None
+        if self._failed:
+            if not self._opening:
+                self._open_soon(_new_key())
+            return None
+        try:
+            lane = await self._opened(self._key_for_new(), within_secs)
+        except (UnauthenticatedError, PermissionDeniedError):
+            raise
+        except PeerError:
+            return None
+        return lane if lane.is_open else None
+
+    def _key_for_new(self) -> str:
+        return next((key for key in self._opening if key not in self._lanes), None) or _new_key()
 
     def lane_of(self, key: str) -> Lane | None:
         """Return the open lane with *key*, if there is one."""
@@ -241,8 +250,18 @@ class Lanes:
 
     def _settled(self, key: str, task: asyncio.Task[Lane]) -> None:
         del self._opening[key]
-        if not task.cancelled() and task.exception() is None:  # else who waits has it
+        if task.cancelled():
+            return
+        error = task.exception()  # who waits has it too
+        if error is None:
+            self._failed = False
+            if not task.result().is_open:  # its peer goes away
+                self._not_before = self._loop.time() + RETRY_SECS
             self._reach_more()
+        elif not isinstance(error, UnauthenticatedError | PermissionDeniedError):
+            self._failed = True
+            short = isinstance(error, TransportError | OverloadedError)
+            self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
 
     async def _open(self, key: str) -> Lane:
         lane = await Lane.open(self._begin(f"{key}{KEY_END}lane"), key, self._client_node_id, self._authorization)

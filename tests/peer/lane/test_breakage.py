@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from blazen_peer import TransportError
+from blazen_peer.transport.lane import Lane
 from tests.peer.conftest import Connect, Serve, Wires
 from tests.peer.lane.conftest import soon
 
@@ -145,6 +146,34 @@ async def test_silence(serve: Serve, connect: Connect, wire: Wires, work: Any, m
     work.release.set()
     assert (await asyncio.wait_for(call, 20)).result == 1
     assert work.begun == {"hold": 1}
+
+
+async def test_nobody_waits_for_a_lane(
+    serve: Serve, connect: Connect, wire: Wires, work: Any, frames: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where lanes cannot be opened, the first call waits for one, and those after it go alone at once; when they can be
+    opened again, calls use one again."""
+    monkeypatch.setattr("blazen_peer.transport.lanes.RETRY_SECS", 0.0)
+    server = await serve()
+    client = await connect(server)
+    open_, tried = Lane.open, Counter[str]()
+
+    async def cannot(*args: Any) -> Lane:
+        tried["lanes"] += 1
+        await asyncio.sleep(1)
+        raise TransportError("nothing came back", may_have_run=False)
+
+    monkeypatch.setattr(Lane, "open", cannot)
+    assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
+    began = time.monotonic()
+    for n in range(5):
+        assert (await client.run_remote_workflow("w", ["echo"], str(n), 20)).result == n
+    assert time.monotonic() - began < 0.9
+    assert (frames, tried) == ({}, {"lanes": 2})
+    monkeypatch.setattr(Lane, "open", open_)
+    async with asyncio.timeout(20):
+        while not frames["invoke"]:
+            await client.run_remote_workflow("w", ["echo"], "1", 20)
 
 
 async def test_killed(start_peer: Any, connect: Connect, free_port: int, tmp_path: Any) -> None:
