@@ -40,6 +40,7 @@ TRIES_A_REPLICA: Final = 4  # keys are hashed: some lanes meet at one replica
 RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go by themselves
 NONE_THERE_SECS: Final = 60.0  # the same where somebody said that there are none
 TAKE_UP_SECS: Final = 15.0  # how long a broken lane's calls look for their process
+OTHER_REPLICA_SECS: Final = 5.0  # and for how long another replica's answer does not mean that theirs is gone
 FIRST_DELAY_SECS: Final = 0.05
 MAX_DELAY_SECS: Final = 1.0
 RENEWED_AT: Final = 0.75  # of the sidecars' bound for streams
@@ -187,8 +188,11 @@ class Lanes:
         """
         may_have_run = instance_id is not None
         until = min(ends, self._loop.time() + TAKE_UP_SECS)
+        found_by = self._loop.time() + OTHER_REPLICA_SECS
         delay_secs = FIRST_DELAY_SECS
         while not self._closed:
+            if may_have_run and (other := self._lane_to(instance_id)) is not None:
+                return other
             try:
                 lane = await self._opened(broken.key, max(0.0, until - self._loop.time()))
             except (TransportError, OverloadedError) as failure:
@@ -200,9 +204,15 @@ class Lanes:
             else:
                 if instance_id is None or lane.instance_id == instance_id:
                     return lane
-                raise TransportError(
-                    f"{error}; another process answers now, and whether the call ran before that cannot be known"
-                ) from None
+                if self._replicas == 1 or self._loop.time() >= found_by:
+                    raise TransportError(
+                        f"{error}; another process answers now, and whether the call ran before that cannot be known"
+                    ) from None
+                # The sidecar may only have lost sight of that replica: it was itself restarted, or the replica drains.
+                why = TransportError("another replica answers now")
+                if self._lanes.get(broken.key) is lane:
+                    self._forget(broken.key)
+                    self._give_up(lane)
             if self._loop.time() + delay_secs >= until:
                 raise TransportError(f"{error}; {why}", may_have_run=may_have_run) from None
             await asyncio.sleep(delay_secs * (0.5 + random.random() / 2))  # noqa: S311 - it spreads, it guards nothing
@@ -286,6 +296,14 @@ class Lanes:
             self._renewals[key] = self._loop.call_later(max(MIN_STREAM_SECS, bound_secs) * RENEWED_AT, self._renew, key)
         return lane
 
+    def _lane_to(self, instance_id: str | None) -> Lane | None:
+        return next((lane for lane in self._lanes.values() if lane.is_open and lane.instance_id == instance_id), None)
+
+    def _forget(self, key: str) -> None:
+        del self._lanes[key]
+        if (timer := self._renewals.pop(key, None)) is not None:
+            timer.cancel()
+
     def _give_up(self, lane: Lane) -> None:
         """Use *lane* for nothing new; it ends when what is open on it does."""
         if lane.ended is None:
@@ -295,9 +313,7 @@ class Lanes:
     def _forget_ended(self) -> None:
         self._leaving = {lane for lane in self._leaving if lane.ended is None or lane.is_leaving}
         for key in [key for key, lane in self._lanes.items() if lane.ended is not None and key not in self._opening]:
-            del self._lanes[key]
-            if (timer := self._renewals.pop(key, None)) is not None:
-                timer.cancel()
+            self._forget(key)
             self._tries = 0  # a replica went away, and may come back
 
     def _renew(self, key: str) -> None:
@@ -317,9 +333,7 @@ class Lanes:
             if not lane.is_open:
                 continue
             if lane.instance_id in reached and self._replicas > 1:
-                del self._lanes[key]
-                if (timer := self._renewals.pop(key, None)) is not None:
-                    timer.cancel()
+                self._forget(key)
                 self._give_up(lane)
             reached.add(lane.instance_id)
         wanted = min(self._replicas, MAX_LANES)

@@ -33,8 +33,9 @@ def test_snippets(monkeypatch: pytest.MonkeyPatch) -> None:
 NUMBERS = [
     f"request's envelope is over {limits.MAX_FRAME_BYTES >> 10} KiB",
     f"calls go alone for {lanes.RETRY_SECS:g} s; for {lanes.NONE_THERE_SECS:g} s where",
-    f"nobody answers within {lanes.TAKE_UP_SECS:g} s",
+    f"or nobody within {lanes.TAKE_UP_SECS:g} s",
     f"after {limits.HEARTBEAT_SECS:g} s of silence, and takes the other for dead after {limits.SILENCE_SECS:g} s",
+    f"the client then looks for {lanes.OTHER_REPLICA_SECS:g} s",
     "opens the next lane at 3/4 of that",
     f"one to each, up to {lanes.MAX_LANES};",
     f"| an envelope in a frame | {limits.MAX_FRAME_BYTES >> 10} KiB |",
