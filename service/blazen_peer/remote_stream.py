@@ -15,7 +15,7 @@ from blazen_peer.events import Event
 from blazen_peer.repeats import Repeats
 from blazen_peer.runtime.refs import RemoteRef
 from blazen_peer.runtime.result import WorkflowResult
-from blazen_peer.transport.lanes import CarriedStream
+from blazen_peer.transport.lane_way import CarriedStream
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from blazen_peer.wire.stream import END, GAP, HEARTBEAT, HEARTBEAT_SECS, read_gap

@@ -21,7 +21,7 @@ from blazen_peer.runtime.context import RunInfo, current_run, until_run_ends
 from blazen_peer.transport.channels import Endpoint, run_in_background
 from blazen_peer.transport.lane import Lane
 from blazen_peer.transport.lane_stream import LaneStream
-from blazen_peer.transport.lanes import CarriedStream
+from blazen_peer.transport.lane_way import CarriedStream
 from blazen_peer.transport.proto import control_pb2, peer_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
