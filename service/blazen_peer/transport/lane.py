@@ -102,7 +102,7 @@ class Lane:
     @property
     def is_open(self) -> bool:
         """Whether it takes new frames."""
-        return self.ended is None and not self.retired and len(self._waiting) < self.max_open_frames
+        return self.ended is None and not self.retired and self.in_flight < self.max_open_frames
 
     @property
     def is_leaving(self) -> bool:

@@ -58,6 +58,11 @@ class LaneServicer:
         self._none_open.set()
         self._leaving: str | None = None
 
+    @property
+    def lanes(self) -> frozenset[ServedLane]:
+        """Those that are open."""
+        return frozenset(self._lanes)
+
     def described(self) -> control_pb2.Lanes:
         """Return what ``Describe`` says of them."""
         return control_pb2.Lanes(version=LANE_VERSION, open=len(self._lanes), max_frame_bytes=MAX_FRAME_BYTES)

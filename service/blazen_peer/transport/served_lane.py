@@ -98,6 +98,11 @@ class ServedLane:
         self._silent = asyncio.Event()
         self._writer: LaneWriter[lane_pb2.LaneResponse] = LaneWriter(context.write, lane_pb2.LaneResponse, self._loop)
 
+    @property
+    def open_frames(self) -> int:
+        """How many of its frames are not answered."""
+        return len(self._frames)
+
     async def hello(self) -> None:
         """Take how the caller opens the lane."""
         try:

@@ -31,7 +31,7 @@ async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any) -
     to the process that takes the dead one's place."""
     remote = await start_remote(serve=False)
     first = await start_process(remote.mesh, "analyst", "--require-identity")
-    client = await remote.connect()
+    client = await remote.connect(lane="never")  # by a lane: test_remote_lanes.py
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await first.executed("demo::hold")
     await kill(first.child)
@@ -49,7 +49,7 @@ async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any) -
 async def test_sidecar_killed_during_a_run(remote: Any, node: str) -> None:
     """A run loses a sidecar on its way: the caller hears at once that it may have run; it goes on to its end, once; and the
     next call passes as soon as the sidecar is back."""
-    client = await remote.connect()
+    client = await remote.connect(lane="never")  # by a lane: test_remote_lanes.py
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await asyncio.wait_for(remote.held.wait(), 10)
     await kill(remote.mesh.sidecars[node].child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -11,8 +12,18 @@ from typing import Any
 
 import pytest
 
-from blazen_peer import Context, PeerClient, PeerServer, PermissionDeniedError, ServerSettings, StartEvent, StopEvent
+from blazen_peer import (
+    Context,
+    PeerClient,
+    PeerServer,
+    PermissionDeniedError,
+    ServerSettings,
+    StartEvent,
+    StopEvent,
+    TransportError,
+)
 from blazen_peer.runtime.registry import Registry
+from blazen_peer.transport.lanes import TAKE_UP_SECS
 
 pytestmark = pytest.mark.envoy
 TOKEN = "the-shared-token-of-this-mesh-0123456789"
@@ -71,6 +82,25 @@ async def test_sidecar_killed_and_back(remote: Any, node: str) -> None:
     results = await asyncio.wait_for(asyncio.gather(*calls), 40)
     assert [result.result for result in results] == list(range(5))
     assert remote.begun == {"demo::hold": 5}
+
+
+async def test_peer_killed(start_remote: Any, start_process: Any) -> None:
+    """Calls on a lane whose peer is killed hear soon that they may have run; nothing runs twice, and later calls pass."""
+    remote = await start_remote(serve=False)
+    first = await start_process(remote.mesh, "analyst", "--require-identity")
+    client = await remote.connect()
+    calls = [asyncio.create_task(client.run_remote_workflow("hold", ["demo::hold"], str(n), 60)) for n in range(3)]
+    await soon(lambda: first.executions("demo::hold") == 3)
+    first.child.send(signal.SIGKILL)
+    died = time.monotonic()
+    await asyncio.wait_for(first.child.wait(), 10)
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(outcome, TransportError), outcome
+        assert outcome.may_have_run is True
+    assert time.monotonic() - died < TAKE_UP_SECS + 5
+    second = await start_process(remote.mesh, "analyst", "--require-identity")
+    assert (await client.run_remote_workflow("next", ["demo::strict"], '{"count": 1}', 20, retries=20)).result == 1
+    assert (second.executions("demo::hold"), second.executions("demo::strict")) == (3, 1)
 
 
 class Replicas:

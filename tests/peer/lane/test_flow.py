@@ -161,7 +161,7 @@ async def test_reader_that_stops(
     flooding = asyncio.create_task(flood())
     for n in range(50):
         assert (await asyncio.wait_for(client.run_remote_workflow("w", ["echo"], str(n), 20), 20)).result == n
-    await soon(lambda: len(server._lanes._lanes) == 1, 30)
+    await soon(lambda: len(server._lanes.lanes) == 1, 30)
     assert work.begun["large"] < 400  # of the answers, 200 kB each, the transports take some, and 8 MiB wait
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)

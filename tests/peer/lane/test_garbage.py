@@ -143,8 +143,8 @@ async def test_dropped_in_the_same_breath(serve: Serve, raw_lane: Any, envelope:
     await lane.send(Request(calls=[Call(id=99, envelope=envelope("echo"))]))
     while 99 not in [answer.id for answer in (await lane.read()).answers]:
         pass
-    [served] = server._lanes._lanes
-    await soon(lambda: not served._frames)
+    [served] = server._lanes.lanes
+    await soon(lambda: not served.open_frames)
     work.release.set()
 
 

@@ -128,7 +128,7 @@ async def test_injected_token_rotates(serve: Serve, connect: Connect, work: Any,
     lane = client._lanes_here().least()
     assert lane is not None
     # What the sidecar added when the lane was opened counts no longer: here, a header that was never right.
-    served = next(iter(server._lanes._lanes))
+    served = next(iter(server._lanes.lanes))
     served._metadata.append(("x-blazen-sidecar-proof", "another-proof"))
     assert (await client.run_remote_workflow("w", ["echo"], "2", 20)).result == 2
     assert work.begun == {"echo": 2}
