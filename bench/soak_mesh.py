@@ -12,6 +12,7 @@ import random
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -88,9 +89,9 @@ class SoakMesh:
     ports: list[int]
     lame_duck_secs: float
     authority: Authority = field(init=False)
-    peers: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
-    sidecars: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
-    leaving: list[asyncio.subprocess.Process] = field(default_factory=list)
+    peers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    sidecars: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    leaving: list[subprocess.Popen[bytes]] = field(default_factory=list)
     started: int = 0
 
     @property
@@ -122,13 +123,12 @@ class SoakMesh:
         argv = ["-m", "blazen_mesh", "sidecar", "--node", node, "--mesh", str(self.home / "mesh.toml")]
         argv += ["--identity-dir", str(self.home / "certs" / "nodes" / node), "--config-dir", str(self.home / node)]
         argv += ["--drain-secs", str(SIDECAR_DRAIN_SECS)]
-        before, process = self.sidecars.get(node), await self._start(f"{node}-sidecar", argv, {})
+        before, process = self.sidecars.get(node), self._start(f"{node}-sidecar", argv, {})
         self.sidecars[node] = process
         if before is not None:
             self.leaving.append(before)
-            async with asyncio.timeout(START_SECS):
-                if await before.wait():
-                    raise RuntimeError(f"{node}'s former supervisor ended with {before.returncode}")
+            if await asyncio.to_thread(before.wait, START_SECS):
+                raise RuntimeError(f"{node}'s former supervisor ended with {before.returncode}")
         await self.until(lambda: self.status(node)["ready"])
 
     def status(self, node: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class SoakMesh:
             "BLAZEN_PEER_TOKEN_PREVIOUS_FILE": str(self.token_file("analyst", "previous")),
             "JOURNAL": str(self.home / f"executed-{self.started}"),
         }
-        self.peers[replica] = await self._start(f"analyst-{replica}", argv, env)
+        self.peers[replica] = self._start(f"analyst-{replica}", argv, env)
         if not await wait_peer_ready(parse_address(listen), START_SECS):
             raise RuntimeError(f"replica {replica} does not serve")
 
@@ -154,9 +154,8 @@ class SoakMesh:
         """Drain a replica, wait for its end, and start another in its place."""
         process = self.peers[replica]
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(self.lame_duck_secs + START_SECS):
-            if code := await process.wait():
-                raise RuntimeError(f"replica {replica} ended with {code}")
+        if code := await asyncio.to_thread(process.wait, self.lame_duck_secs + START_SECS):
+            raise RuntimeError(f"replica {replica} ended with {code}")
         await self.start_peer(replica)
 
     async def kill_peer(self, replica: int) -> None:
@@ -204,9 +203,8 @@ class SoakMesh:
         """End everything."""
         processes = [*self.peers.values(), *self.sidecars.values(), *self.leaving]
         for process in processes:
-            if process.returncode is None:
-                process.kill()
-        await asyncio.gather(*(process.wait() for process in processes))
+            process.kill()
+        await asyncio.gather(*(asyncio.to_thread(process.wait, START_SECS) for process in processes))
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Poll *condition* in a thread until it holds."""
@@ -214,11 +212,10 @@ class SoakMesh:
             while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - another process has to be asked
                 await asyncio.sleep(0.05)
 
-    async def _start(self, name: str, argv: list[str], env: Mapping[str, str]) -> asyncio.subprocess.Process:
+    def _start(self, name: str, argv: list[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         self.started += 1
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("BLAZEN_", "OTEL_"))}
         path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
         with (self.home / f"{name}-{self.started}.log").open("wb") as log:
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, *argv), stdout=log, stderr=log, env={**kept, "PYTHONPATH": path, **env}
-            )
+            # Not by uvloop, which forks: gRPC's threads would then hold locks in the child that nobody lets go.
+            return subprocess.Popen([sys.executable, *argv], stdout=log, stderr=log, env={**kept, "PYTHONPATH": path, **env})

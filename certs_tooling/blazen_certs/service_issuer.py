@@ -150,14 +150,19 @@ class ServiceIssuer:
         for region in trust.regions:
             if trust.issuer(region).has_key:
                 self._keep_own(trust.issuer(region), now)
-        for step in keep_issuing(self._authority, now=now):
-            said = f"{step.action}: {step.detail}"
-            if step.action != "kept" and self._said.get(step.region) != said:
-                self._log(
-                    {"time": time_text(now), "event": f"issuing-{step.action}", "region": step.region, "detail": step.detail}
-                )
-            self._said[step.region] = said
+        self._keep_issuing(now)
         self.look()
+
+    def _keep_issuing(self, now: datetime) -> None:
+        """Bring issuing CAs on. What is wrong with a root's key is said, and keeps nobody from the certificates of today."""
+        try:
+            steps = [(step.region, step.action, step.detail) for step in keep_issuing(self._authority, now=now)]
+        except (BlazenError, OSError) as error:
+            steps = [("", "failed", str(error))]
+        for region, action, detail in steps:
+            if action != "kept" and self._said.get(region) != f"{action}: {detail}":
+                self._log({"time": time_text(now), "event": f"issuing-{action}", "region": region, "detail": detail})
+        self._said = {region: f"{action}: {detail}" for region, action, detail in steps}
 
     def context(self, refused: Callable[[str], None]) -> ssl.SSLContext:
         """Return TLS 1.3 with the service's certificate of the trust domain that a caller names; callers may show one too.

@@ -56,7 +56,7 @@ def call_log(
             "method": f"%REQ(:PATH):{LONGEST}%",
             "grpc_status": "%GRPC_STATUS%",  # the HTTP status of a gRPC call is always 200
             "details": "%RESPONSE_CODE_DETAILS%",
-            "request_id": "%REQ(X-REQUEST-ID)%",
+            "request_id": f"%REQ(X-REQUEST-ID):{LONGEST}%",  # the caller's own, where it sends one
             "trace_id": "%TRACE_ID%",
             "upstream": "%UPSTREAM_HOST%",
             "upstream_local": "%UPSTREAM_LOCAL_ADDRESS%",  # as the other end logs where a connection came from

@@ -154,6 +154,11 @@ def _classes(old: Mesh, new: Mesh) -> Iterator[Line]:
                 "widened",
                 f"{stricter} is stricter than {laxer} now: workflows that declare {laxer} take {stricter} data too",
             )
+    was, now = next(iter(old.classes), None), next(iter(new.classes), None)
+    if now != was and now in old.classes:
+        yield "widened", f"{now} is the strictest data class now: workflows that declare none take it"
+    elif now != was and was in new.classes:
+        yield "narrowed", f"{now} is the strictest data class now: workflows that declare none take no {was} data any more"
     yield from _all("moved", (f"the data class {name} is new" for name in new.classes if name not in old.classes))
     yield from _all("moved", (f"the data class {name} is gone" for name in old.classes if name not in new.classes))
 

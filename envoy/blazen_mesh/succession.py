@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -159,6 +161,16 @@ class Succession:
         """Kill them all."""
         for sidecar in self._all():
             sidecar.child.send(signal.SIGKILL)
+
+    def end_orphans(self) -> None:
+        """Kill what Envoys a killed supervisor of this directory left: one that has just taken over lives on for ten seconds.
+
+        Envoy asks to be sent SIGTERM when its parent dies, and waits then for the one before it to take its orders.
+        """
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended meanwhile, or is another user's
+                if f"\0--socket-path\0{self._home / 'hot'}\0" in path.read_text(errors="replace"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
     def clean(self) -> None:
         """Remove what dead Envoys left behind: the sockets they talked on, their shared memory."""

@@ -116,6 +116,7 @@ class Supervisor:
         await self._wait_for_identity()
         predecessor = None if self._claim.held else await self._ask()
         if predecessor is None:
+            self._envoys.end_orphans()
             self._envoys.clean()
             await self._start(self._envoys.start(Turn()))
         else:

@@ -1,6 +1,8 @@
 """The application of `intake`: a parent workflow over two other nodes, each reached by the class of the data that it is given.
 
-The document goes to `analyst`, in its own region. What leaves the region is the key terms that came back.
+The document goes to `analyst`, in its own region. What leaves the region is the key terms that came back: the step `place`
+declassifies them, and whoever writes such a step answers for it. A policy cannot look into data. It holds the workflow, which
+declares `internal` so that it may call `gpu` at all, to the classes it says; it does not know what the document is.
 """
 
 from __future__ import annotations

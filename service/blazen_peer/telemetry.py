@@ -69,6 +69,7 @@ REFUSAL = "blazen.refusal"  # an error's kind, or the status that the gate answe
 OTHER = "other"  # what a series is called whose own name would be one too many
 
 MAX_NAMES = 256  # workflows, steps, methods with series of their own: a call may name what it likes
+MAX_NAME_CHARS = 256  # a caller without a policy chooses the names of its workflows
 
 PARENT_RUN_SPAN = "blazen-parent-run-span"  # the header; wire.metadata lets it through
 _RUN = otel_context.create_key("blazen-run")
@@ -258,7 +259,7 @@ def _bounded(kind: str, name: str) -> str:
     known = _names[kind]
     if name in known:
         return name
-    if len(known) >= MAX_NAMES:
+    if len(known) >= MAX_NAMES or len(name) > MAX_NAME_CHARS:
         return OTHER
     known.add(name)
     return name

@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -349,7 +351,11 @@ class Mesh:
         for channel in self._channels:
             await channel.close()
         await asyncio.gather(*(sidecar.stop() for sidecar in self.sidecars.values()))
+        envoys = [supervised.status.get("envoy_pid") for supervised in self.supervised if supervised.child.returncode is None]
         await asyncio.gather(*(supervised.child.kill() for supervised in self.supervised))
+        for pid in filter(None, envoys):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # one that has just taken over lives on for ten seconds
         await asyncio.gather(*(supervised.child.ends(WAIT_SECS) for supervised in self.supervised))  # its Envoys' last output
         await asyncio.gather(*(peer.server.stop(0) for peer in self.peers.values()))
 

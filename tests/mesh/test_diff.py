@@ -67,6 +67,11 @@ WIDENED = [
         "local programs that hold the token may call analyst past its sidecar",
         id="past-the-sidecar",
     ),
+    pytest.param(
+        {"data.0": None, "flows.0": None, "peers.intake.egress.analyst": {"public": 16002}},
+        "internal is the strictest data class now: workflows that declare none take it",
+        id="strictest-class-gone",
+    ),
     pytest.param({"trust_domain": "other.test"}, "the trust domain is other.test, not mesh.test", id="trust-domain"),
 ]
 

@@ -236,6 +236,18 @@ async def test_killed_supervisor_leaves_no_envoy(start_mesh: Any) -> None:
     assert await mesh.call("intake", "analyst") == b"hello"
 
 
+async def test_killed_while_it_replaces_envoy(start_mesh: Any) -> None:
+    """Killed just after one Envoy took over from another, it leaves none that the next supervisor would stumble over."""
+    mesh = await start_mesh(sidecars=["intake"])
+    analyst = await mesh.supervise("analyst")
+    analyst.child.send(signal.SIGHUP)
+    status = await analyst.until(lambda status: status["starts"] == 2)
+    os.kill(analyst.child.pid, signal.SIGKILL)
+    await mesh.supervise("analyst")
+    assert await mesh.call("intake", "analyst") == b"hello"
+    await until(lambda: not alive(status["envoy_pid"]))
+
+
 async def test_end_waits_for_calls(start_mesh: Any) -> None:
     """SIGTERM lets a call in flight end, and leaves nothing behind."""
     mesh = await start_mesh(sidecars=["intake"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -58,9 +59,17 @@ def serve_app(
             settings=settings,
             policy=policy,
         )
+        _spare_the_collector()
         server.serve_blocking(listen, tls=tls)
     finally:
         end_tracing()
+
+
+def _spare_the_collector() -> None:
+    """Have Python's cycle collector leave alone what was imported, and look less often: it took a fifth of a call's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def end_process(code: int) -> NoReturn:

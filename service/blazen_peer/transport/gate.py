@@ -30,6 +30,7 @@ from blazen_peer.auth.gate import Gate, Refused
 from blazen_peer.auth.tokens import TokenKeys
 from blazen_peer.errors import BlazenError, EncodeError, PermissionDeniedError, UnauthenticatedError
 from blazen_peer.identity import Caller
+from blazen_peer.policy import METHODS
 from blazen_peer.transport.status import refusal_of
 from blazen_peer.wire.metadata import CallMetadata
 
@@ -114,7 +115,9 @@ class GateInterceptor(grpc.GenericRpcHandler):
             if self._forbids is not None and (why := self._forbids(caller, method)) is not None:
                 raise Refused("PERMISSION_DENIED", why)
         except Refused as refused:
-            telemetry.refused(method.rpartition("/")[2], refused.status)
+            # Whoever is refused may name what it likes: names of its own would use the series up.
+            name = method.rpartition("/")[2] if method in METHODS else telemetry.OTHER
+            telemetry.refused(name, refused.status)
             logger.warning("refused %s with %s: %s%s", method, refused.status, refused.reason, _said_of(metadata))
             return refused.status
         ADMITTED.set(Admitted(caller, metadata))

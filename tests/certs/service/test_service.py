@@ -20,7 +20,6 @@ from blazen_certs.facts import dns_names_of, public_key_sha256, uris_of
 from blazen_certs.issued import read_shown
 from blazen_certs.issuing_renewal import coming_issuer
 from blazen_certs.join import join
-from blazen_certs.keys import RootKeys
 from blazen_certs.pem import load_certificates, load_crl, read_pem_file, split_pem
 from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import RemoteService, ServiceAddress, files_version
@@ -299,16 +298,22 @@ async def test_the_service_renews_issuing_cas(start_service: Start, tmp_path: Pa
     assert [event["region"] for event in service.of("issuing-prepared") + service.of("issuing-activated")] == ["mesh"]
 
 
-async def test_a_root_key_that_is_missed_is_said(start_service: Start, tmp_path: Path) -> None:
-    """Where a due issuing CA cannot be renewed, the log says once what to do, and the service goes on."""
-    keys = RootKeys(tmp_path / "safe")
-    authority = Authority.create(tmp_path / "ca", "mesh.test", keys=keys, now=datetime.now(UTC) - timedelta(days=70))
-    settings = ServiceSettings(look_secs=0.02, tend_secs=0.02)
-    service = await start_service(authority=Authority.open(authority.directory), settings=settings)
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        pytest.param(Path.unlink, "run blazen-certs renew --issuing, before", id="missed"),
+        pytest.param(lambda path: path.write_bytes(b"damaged"), "root.key", id="damaged"),
+    ],
+)
+async def test_a_root_key_that_is_no_use_is_said(start_service: Start, tmp_path: Path, damage: Any, said: str) -> None:
+    """Where a due issuing CA cannot be renewed, the log says once why, and the service starts and goes on."""
+    authority = Authority.create(tmp_path / "ca", "mesh.test", now=datetime.now(UTC) - timedelta(days=70))
+    damage(authority.directory / "root" / "v1" / "root.key")
+    service = await start_service(authority=authority, settings=ServiceSettings(look_secs=0.02, tend_secs=0.02))
     await service.join("analyst")
     await service.join("gpu")
     (event,) = service.of("issuing-failed")
-    assert "run blazen-certs renew --issuing, before" in event["detail"]
+    assert said in event["detail"]
 
 
 async def test_a_store_that_breaks_is_said_and_survived(start_service: Start) -> None:

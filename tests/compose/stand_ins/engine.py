@@ -114,8 +114,9 @@ def stop() -> None:
         say("engine: stopped")
     before = _state() / "before.json"
     if before.is_file():
-        _remove_rules()
-        FORWARDING.write_text(json.loads(before.read_text())["ip_forward"])
+        if not _another_runs():  # the chains have the same names, and it needs them
+            _remove_rules()
+            FORWARDING.write_text(json.loads(before.read_text())["ip_forward"])
         before.unlink()
 
 
@@ -151,6 +152,15 @@ def _answers(env: dict[str, str]) -> bool:
     except StandInError:
         return False
     return True
+
+
+def _another_runs() -> bool:
+    """Say whether there is an engine on this machine that is not ours."""
+    for name in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if name.read_text().strip() == "dockerd":
+                return True
+    return False
 
 
 def _pid() -> int | None:

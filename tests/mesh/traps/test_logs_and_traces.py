@@ -107,10 +107,10 @@ async def test_long_names_are_cut(mesh: Any) -> None:
     """What a caller chooses itself makes no line longer than it should be."""
     with pytest.raises(grpc.aio.AioRpcError):
         await mesh.channel("intake", "analyst").unary_unary(f"/{'x' * 4000}/y")(
-            b"", metadata=[("blazen-workflow", "w" * 4000)], timeout=10
+            b"", metadata=[("blazen-workflow", "w" * 4000), ("x-request-id", "i" * 4000)], timeout=10
         )
     (entry,) = await mesh.wait_log("analyst", log="call")
-    assert (len(entry["method"]), len(entry["workflow"])) == (256, 256)
+    assert [len(entry[name]) for name in ("method", "workflow", "request_id")] == [256, 256, 256]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):

@@ -120,6 +120,9 @@ def test_metrics_of_a_peer(collector: tuple[Collector, dict[str, str]], start_pe
         metrics.wait_for("blazen.step.duration", 1, blazen__step__id="app::boom", blazen__outcome="failed")
         metrics.wait_for("blazen.refusals", 1, rpc__method="InvokeSubWorkflow", blazen__refusal="UnknownStep")
         metrics.wait_for("blazen.refusals", 1, rpc__method="Lane", blazen__refusal="UNAUTHENTICATED")
+        with grpc.insecure_channel(peer.address.removeprefix("http://")) as channel, pytest.raises(grpc.RpcError):
+            channel.unary_unary("/a.b.C/Anything")(b"", timeout=10)
+        metrics.wait_for("blazen.refusals", 1, rpc__method="other", blazen__refusal="UNAUTHENTICATED")
         metrics.wait_for("blazen.runs.active", 0)
         metrics.wait_for("blazen.runs.queued", 0)
     assert CANARY.encode() not in metrics.raw

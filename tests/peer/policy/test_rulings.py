@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from blazen_peer import StartEvent, StopEvent
+from blazen_peer import StartEvent, StopEvent, telemetry
 from blazen_peer.errors import PermissionDeniedError
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.registry import Registry
@@ -49,3 +49,14 @@ def test_long_names_are_not_kept_without_a_policy(registry: Registry) -> None:
 
     caller = Caller.proven(peer_id("intake"))
     assert kept_of_long_names(Resolution(registry, {}, None), caller, ("app::only",)) < 5 * MEGABYTE
+
+
+def test_long_names_are_not_kept_for_metrics() -> None:
+    """Nor for the metrics, which count them together."""
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            telemetry.run_ended(f"{number:02}" + "x" * MEGABYTE, "ok", 0.1)
+        assert tracemalloc.get_traced_memory()[0] < 5 * MEGABYTE
+    finally:
+        tracemalloc.stop()
