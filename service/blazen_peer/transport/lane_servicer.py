@@ -33,7 +33,6 @@ from blazen_peer.transport.status import refusal_of
 __all__ = ["LANE_METHOD", "LaneServicer", "lane_handlers"]
 
 ABORT_SECS: Final = 5.0
-QUIET_SECS: Final = 0.05  # how often to look
 LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -78,10 +77,10 @@ class LaneServicer:
             lane.send_away(reason)
 
     async def quiet(self, within_secs: float) -> None:
-        """Wait until nothing is in flight on any lane, at most that long."""
-        until = asyncio.get_running_loop().time() + within_secs
-        while any(lane.open_frames for lane in self._lanes) and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(min(QUIET_SECS, within_secs))
+        """Wait until what is in flight on lanes now was answered, at most that long."""
+        left = [task for lane in self._lanes for task in lane.frames]
+        if left:
+            await asyncio.wait(left, timeout=within_secs)
 
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""
