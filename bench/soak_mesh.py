@@ -162,7 +162,7 @@ class SoakMesh:
         """Kill a replica as a crash would, and start another in its place."""
         process = self.peers[replica]
         process.kill()
-        await process.wait()
+        await asyncio.to_thread(process.wait)
         await self.start_peer(replica)
 
     async def until_both_healthy(self) -> None:
