@@ -436,3 +436,27 @@ def test_secret_is_made_once(tmp_path: Path) -> None:
     assert first.read_text() == kept != second.read_text()
     assert first.stat().st_mode & 0o777 == 0o600
     assert len(kept) >= 43
+
+
+@pytest.mark.parametrize(("mesh", "node"), MESHES)
+def test_lanes(mesh: Mesh, node: str) -> None:
+    """The ingress tells streams, lanes among them, how long they may last and how many replicas there are; every hop finds the
+    host of a call by what its id has in common with its lane's."""
+    for manager in found(rendered(mesh, node), "HttpConnectionManager"):
+        told = []
+        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+            headers = {each["header"]["key"]: each["header"]["value"] for each in route.get("response_headers_to_add", ())}
+            if route.get("route", {}).get("hash_policy"):
+                (policy,) = route["route"]["hash_policy"]
+                assert policy["header"]["header_name"] == "blazen-invocation-id"
+                rewrite = policy["header"]["regex_rewrite"]
+                assert re.sub(rewrite["pattern"]["regex"], rewrite["substitution"], "0a1b~77ff") == "0a1b"
+            if "Lane" in str(route["match"].get("safe_regex")):
+                told.append(headers)
+        if manager["stat_prefix"] == "ingress":
+            replicas = len(mesh.peer(node).listens)
+            expected = {"x-blazen-max-stream-secs": "1440", **({"x-blazen-replicas": str(replicas)} if replicas > 1 else {})}
+            assert all(headers == expected for headers in told)
+            assert told or not [flow for flow in mesh.policy().flows if flow.callee == mesh.identity(node)]
+        else:
+            assert told == [{}]
