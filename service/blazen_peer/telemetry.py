@@ -107,16 +107,11 @@ _LAG = _METER.create_histogram(
     description="Events that a stream's reader was behind when it was given one.",
     explicit_bucket_boundaries_advisory=(0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
 )
-_looked = False  # whether the API was asked once: as long as none is installed it reads the environment, each time it is asked
 _names: dict[str, set[str]] = {WORKFLOW_NAME: set(), STEP_ID: set(), RPC_METHOD: set()}
 
 
 def enabled() -> bool:
     """Say whether a tracer provider that could record anything is installed in this process."""
-    global _looked  # noqa: PLW0603
-    if _looked and getattr(trace, "_TRACER_PROVIDER", _looked) is None:
-        return False
-    _looked = True
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
 
 
