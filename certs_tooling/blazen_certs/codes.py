@@ -15,7 +15,7 @@ import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -153,6 +153,12 @@ class CodeBook:
             self._write(code.id, record)
         return code
 
+    def check(self, code_id: str, secret: str, peer: PeerId, *, now: datetime | None = None) -> None:
+        """Raise what ``redeem`` would, and use nothing up. A failure counts as one of ``redeem``."""
+        moment = (now or datetime.now(UTC)).timestamp()
+        with self._locked(code_id):
+            self._accepted(code_id, secret, peer, moment)
+
     def redeem(self, code_id: str, secret: str, peer: PeerId, *, now: datetime | None = None) -> CodeRecord:
         """Use a code up for *peer*, and return what it allows. Of any number of tries one succeeds, in any process, ever.
 
@@ -162,23 +168,8 @@ class CodeBook:
             OSError: The disk does not allow it; the code is as it was.
         """
         moment = (now or datetime.now(UTC)).timestamp()
-        if not _ID.fullmatch(code_id) or not self.directory.is_dir():
-            raise CodeError("the code is not accepted")
-        with store.locked(self.directory):
-            record = self._read(code_id)
-            held = hmac.compare_digest(_hash(secret), record.secret_sha256 if record is not None else "-" * 64)
-            if record is None:
-                raise CodeError("the code is not accepted")
-            if not held or record.failures >= MAX_FAILURES:
-                self._failed(code_id, record)
-                raise CodeError("the code is not accepted")
-            if record.used is not None:
-                raise CodeError(f"the code was used already, at {_time(record.used)}: have a new one made")
-            if moment >= record.not_after:
-                raise CodeError(f"the code ended at {_time(record.not_after)}: have a new one made")
-            if record.peer != peer:
-                self._failed(code_id, record)
-                raise CodeError(f"the code is for {record.spiffe_id}, not for {peer}")
+        with self._locked(code_id):
+            record = self._accepted(code_id, secret, peer, moment)
             self._write(code_id, CodeRecord(**{**asdict(record), "used": moment}))
             return record
 
@@ -205,6 +196,29 @@ class CodeBook:
                         self._write(path.stem, CodeRecord(**{**asdict(record), "not_after": moment}))
                         ended += 1
         return ended
+
+    def _locked(self, code_id: str) -> AbstractContextManager[None]:
+        if not _ID.fullmatch(code_id) or not self.directory.is_dir():
+            raise CodeError("the code is not accepted")
+        return store.locked(self.directory)
+
+    def _accepted(self, code_id: str, secret: str, peer: PeerId, moment: float) -> CodeRecord:
+        """Return the record of a code that may be used now; otherwise raise as ``redeem`` does. The book is locked."""
+        record = self._read(code_id)
+        held = hmac.compare_digest(_hash(secret), record.secret_sha256 if record is not None else "-" * 64)
+        if record is None:
+            raise CodeError("the code is not accepted")
+        if not held or record.failures >= MAX_FAILURES:
+            self._failed(code_id, record)
+            raise CodeError("the code is not accepted")
+        if record.used is not None:
+            raise CodeError(f"the code was used already, at {_time(record.used)}: have a new one made")
+        if moment >= record.not_after:
+            raise CodeError(f"the code ended at {_time(record.not_after)}: have a new one made")
+        if record.peer != peer:
+            self._failed(code_id, record)
+            raise CodeError(f"the code is for {record.spiffe_id}, not for {peer}")
+        return record
 
     def _failed(self, code_id: str, record: CodeRecord) -> None:
         if record.failures < MAX_FAILURES:
