@@ -38,6 +38,7 @@ DEFAULT_CODE_LIFETIME = timedelta(minutes=15)
 MAX_CODE_LIFETIME = timedelta(days=7)
 MAX_FAILURES = 5
 MAX_OPEN_CODES = 1000
+MAX_CLOSED_CODES = 1000
 _KEPT = timedelta(days=7)  # after its end a record is kept this long, so that "used" can be told from "never was"
 _ID_BYTES, _SECRET_BYTES = 8, 20
 _CODE = re.compile(r"bjc1:([^:]{1,255}):([^:]{1,128}):([0-9a-f]{16}):([A-Za-z0-9_-]{27}):([A-Za-z0-9_-]{43})", re.ASCII)
@@ -108,6 +109,10 @@ class CodeRecord:
         """Whom it is for."""
         return PeerId.parse(self.spiffe_id)
 
+    def is_open(self, moment: float) -> bool:
+        """Return whether it can be used at *moment*, seconds since 1970."""
+        return self.used is None and moment < self.not_after and self.failures < MAX_FAILURES
+
 
 @dataclass(frozen=True, slots=True)
 class CodeBook:
@@ -147,9 +152,11 @@ class CodeBook:
         )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with store.locked(self.directory):
-            self._forget_old(moment)
-            if sum(1 for _ in self.directory.glob("*.json")) >= MAX_OPEN_CODES:
-                raise StoreError(f"{self.directory} holds {MAX_OPEN_CODES} codes: wait until some end, or remove their files")
+            if self._tidied(moment) >= MAX_OPEN_CODES:
+                raise StoreError(
+                    f"{MAX_OPEN_CODES} codes are open in {self.directory}: wait until some end, "
+                    "or end a node's with blazen-certs revoke NODE"
+                )
             self._write(code.id, record)
         return code
 
@@ -236,11 +243,17 @@ class CodeBook:
     def _write(self, code_id: str, record: CodeRecord) -> None:
         store.replace_file(self.directory / f"{code_id}.json", json.dumps(asdict(record)).encode())
 
-    def _forget_old(self, moment: float) -> None:
-        for path in self.directory.glob("*.json"):
-            record = self._read(path.stem)
-            if record is not None and moment > record.not_after + _KEPT.total_seconds():
+    def _tidied(self, moment: float) -> int:
+        """Forget closed codes that ended a week ago, and the oldest of too many; return how many are open."""
+        read = [(path, record) for path in self.directory.glob("*.json") if (record := self._read(path.stem)) is not None]
+        closed = sorted(
+            ((record.not_after, path) for path, record in read if not record.is_open(moment)),
+            reverse=True,
+        )
+        for place, (end, path) in enumerate(closed):
+            if place >= MAX_CLOSED_CODES or moment > end + _KEPT.total_seconds():
                 path.unlink()
+        return len(read) - len(closed)
 
 
 def _hash(secret: str) -> str:
