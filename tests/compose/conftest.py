@@ -1,4 +1,4 @@
-"""The mesh of ``compose.yaml`` in real containers, brought up once for all tests here.
+"""The mesh of ``compose.yaml`` in real containers, brought up once for each module.
 
 They are skipped where no container engine answers, and fail instead with COMPOSE_REQUIRED=1. Where images cannot be pulled,
 ``tests/compose/stand_ins`` makes an engine and the images.
@@ -123,7 +123,7 @@ def _left_of(project: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mesh(engine: str) -> Iterator[Running]:
     """The mesh, up and ready; taken down at the end, with nothing left."""
     project = f"blazen-test-{os.getpid()}"
