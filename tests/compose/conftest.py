@@ -74,6 +74,10 @@ class Running:
         """Run ``docker compose`` with *words*."""
         return docker(*self.compose.compose_command_property[1:], *words, **options)
 
+    def docker(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run ``docker`` with *words*."""
+        return docker(*words)
+
     def demo(self, document: str, *, secs: float = COMMAND_SECS, check: bool = True) -> Any:
         """Run the demo on *document*; return what ``--json`` prints, or the finished process where it may fail."""
         # What a test has killed must stay dead: the services it depends on are not started for it.
