@@ -15,7 +15,7 @@ import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ DEFAULT_CODE_LIFETIME = timedelta(minutes=15)
 MAX_CODE_LIFETIME = timedelta(days=7)
 MAX_FAILURES = 5
 MAX_OPEN_CODES = 1000
+MAX_CLOSED_CODES = 1000
 _KEPT = timedelta(days=7)  # after its end a record is kept this long, so that "used" can be told from "never was"
 _ID_BYTES, _SECRET_BYTES = 8, 20
 _CODE = re.compile(r"bjc1:([^:]{1,255}):([^:]{1,128}):([0-9a-f]{16}):([A-Za-z0-9_-]{27}):([A-Za-z0-9_-]{43})", re.ASCII)
@@ -108,6 +109,10 @@ class CodeRecord:
         """Whom it is for."""
         return PeerId.parse(self.spiffe_id)
 
+    def is_open(self, moment: float) -> bool:
+        """Return whether it can be used at *moment*, seconds since 1970."""
+        return self.used is None and moment < self.not_after and self.failures < MAX_FAILURES
+
 
 @dataclass(frozen=True, slots=True)
 class CodeBook:
@@ -147,11 +152,19 @@ class CodeBook:
         )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with store.locked(self.directory):
-            self._forget_old(moment)
-            if sum(1 for _ in self.directory.glob("*.json")) >= MAX_OPEN_CODES:
-                raise StoreError(f"{self.directory} holds {MAX_OPEN_CODES} codes: wait until some end, or remove their files")
+            if self._tidied(moment) >= MAX_OPEN_CODES:
+                raise StoreError(
+                    f"{MAX_OPEN_CODES} codes are open in {self.directory}: wait until some end, "
+                    "or end a node's with blazen-certs revoke NODE"
+                )
             self._write(code.id, record)
         return code
+
+    def check(self, code_id: str, secret: str, peer: PeerId, *, now: datetime | None = None) -> None:
+        """Raise what ``redeem`` would, and use nothing up. A failure counts as one of ``redeem``."""
+        moment = (now or datetime.now(UTC)).timestamp()
+        with self._locked(code_id):
+            self._accepted(code_id, secret, peer, moment)
 
     def redeem(self, code_id: str, secret: str, peer: PeerId, *, now: datetime | None = None) -> CodeRecord:
         """Use a code up for *peer*, and return what it allows. Of any number of tries one succeeds, in any process, ever.
@@ -162,23 +175,8 @@ class CodeBook:
             OSError: The disk does not allow it; the code is as it was.
         """
         moment = (now or datetime.now(UTC)).timestamp()
-        if not _ID.fullmatch(code_id) or not self.directory.is_dir():
-            raise CodeError("the code is not accepted")
-        with store.locked(self.directory):
-            record = self._read(code_id)
-            held = hmac.compare_digest(_hash(secret), record.secret_sha256 if record is not None else "-" * 64)
-            if record is None:
-                raise CodeError("the code is not accepted")
-            if not held or record.failures >= MAX_FAILURES:
-                self._failed(code_id, record)
-                raise CodeError("the code is not accepted")
-            if record.used is not None:
-                raise CodeError(f"the code was used already, at {_time(record.used)}: have a new one made")
-            if moment >= record.not_after:
-                raise CodeError(f"the code ended at {_time(record.not_after)}: have a new one made")
-            if record.peer != peer:
-                self._failed(code_id, record)
-                raise CodeError(f"the code is for {record.spiffe_id}, not for {peer}")
+        with self._locked(code_id):
+            record = self._accepted(code_id, secret, peer, moment)
             self._write(code_id, CodeRecord(**{**asdict(record), "used": moment}))
             return record
 
@@ -206,6 +204,29 @@ class CodeBook:
                         ended += 1
         return ended
 
+    def _locked(self, code_id: str) -> AbstractContextManager[None]:
+        if not _ID.fullmatch(code_id) or not self.directory.is_dir():
+            raise CodeError("the code is not accepted")
+        return store.locked(self.directory)
+
+    def _accepted(self, code_id: str, secret: str, peer: PeerId, moment: float) -> CodeRecord:
+        """Return the record of a code that may be used now; otherwise raise as ``redeem`` does. The book is locked."""
+        record = self._read(code_id)
+        held = hmac.compare_digest(_hash(secret), record.secret_sha256 if record is not None else "-" * 64)
+        if record is None:
+            raise CodeError("the code is not accepted")
+        if not held or record.failures >= MAX_FAILURES:
+            self._failed(code_id, record)
+            raise CodeError("the code is not accepted")
+        if record.used is not None:
+            raise CodeError(f"the code was used already, at {_time(record.used)}: have a new one made")
+        if moment >= record.not_after:
+            raise CodeError(f"the code ended at {_time(record.not_after)}: have a new one made")
+        if record.peer != peer:
+            self._failed(code_id, record)
+            raise CodeError(f"the code is for {record.spiffe_id}, not for {peer}")
+        return record
+
     def _failed(self, code_id: str, record: CodeRecord) -> None:
         if record.failures < MAX_FAILURES:
             self._write(code_id, CodeRecord(**{**asdict(record), "failures": record.failures + 1}))
@@ -222,11 +243,17 @@ class CodeBook:
     def _write(self, code_id: str, record: CodeRecord) -> None:
         store.replace_file(self.directory / f"{code_id}.json", json.dumps(asdict(record)).encode())
 
-    def _forget_old(self, moment: float) -> None:
-        for path in self.directory.glob("*.json"):
-            record = self._read(path.stem)
-            if record is not None and moment > record.not_after + _KEPT.total_seconds():
+    def _tidied(self, moment: float) -> int:
+        """Forget closed codes that ended a week ago, and the oldest of too many; return how many are open."""
+        read = [(path, record) for path in self.directory.glob("*.json") if (record := self._read(path.stem)) is not None]
+        closed = sorted(
+            ((record.not_after, path) for path, record in read if not record.is_open(moment)),
+            reverse=True,
+        )
+        for place, (end, path) in enumerate(closed):
+            if place >= MAX_CLOSED_CODES or moment > end + _KEPT.total_seconds():
                 path.unlink()
+        return len(read) - len(closed)
 
 
 def _hash(secret: str) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "is_revoked",
     "list_of",
     "list_problem",
+    "lists_gone_back",
     "revoked_serials",
 ]
 
@@ -88,6 +89,24 @@ def list_of(issuer: x509.Certificate, lists: list[x509.CertificateRevocationList
     """Return the newest list of *issuer* among *lists*; None where there is none."""
     own = [crl for crl in lists if crl.issuer == issuer.subject]
     return max(own, key=crl_number, default=None)
+
+
+def lists_gone_back(
+    lists: list[x509.CertificateRevocationList], held: list[x509.CertificateRevocationList]
+) -> list[tuple[x509.CertificateRevocationList, x509.CertificateRevocationList]]:
+    """Return each of *lists* that is older than the same CA's in *held*, and that one.
+
+    Older is one with a lower number, another one with the same number, and one that lacks a serial number: no list of ours ever
+    loses any. So does a store that was restored from a backup, and signed on, come to light.
+    """
+    found = []
+    for crl in lists:
+        for before in held:
+            if crl.issuer != before.issuer or crl == before:
+                continue
+            if crl_number(crl) <= crl_number(before) or revoked_serials(before).keys() - revoked_serials(crl).keys():
+                found.append((crl, before))
+    return found
 
 
 def list_problem(crl: x509.CertificateRevocationList, issuer: x509.Certificate, *, at: datetime) -> str | None:

@@ -6,7 +6,8 @@ A certificate is recorded before anybody can have it, so that ``revoke NODE`` fi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from blazen_certs.pem import certificates_pem, load_certificates, load_crl, read
 from blazen_peer.errors import ValidationError
 from blazen_peer.identity import check_node_id
 
-__all__ = ["Shown", "known_nodes", "note_shown", "read_issued", "read_shown", "record_issued"]
+__all__ = ["Shown", "known_nodes", "note_shown", "read_issued", "read_shown", "record_issued", "record_locked"]
 
 _SHOWN = "shown.json"
 _KEPT_AFTER_END = timedelta(days=1)
@@ -55,6 +56,24 @@ def record_issued(directory: Path, node_id: str, certificate: x509.Certificate, 
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def record_locked(directory: Path, node_id: str) -> Iterator[None]:
+    """Hold the lock of the node's record, which is made where it is not there.
+
+    Who gives a node a certificate holds it from the look at whether it may have one until the certificate is recorded; who
+    revokes, from the look at what is recorded until it is on the list. So no revocation misses what was just given.
+
+    Raises:
+        StoreError: Another process has held it for 10 seconds.
+        OSError: The disk, or the rights, do not allow it.
+    """
+    home = store.issued_directory(directory, node_id)
+    for made in (home.parent, home):
+        made.mkdir(mode=0o700, exist_ok=True)
+    with store.locked(home):
+        yield
+
+
 def read_issued(directory: Path, node_id: str) -> list[x509.Certificate]:
     """Return what the record holds of *node_id*, in the order in which they were issued; the last is the newest.
 
@@ -71,7 +90,9 @@ def known_nodes(directory: Path) -> list[str]:
     names: set[str] = set()
     for parent in (store.node_directory(directory, "any").parent, store.issued_directory(directory, "any").parent):
         if parent.is_dir():
-            names |= {path.name for path in parent.iterdir() if path.is_dir() and _is_node(path.name)}
+            # An empty record is that of a node to which something is just being issued, or was not in the end.
+            found = (path for path in parent.iterdir() if path.is_dir() and _is_node(path.name) and any(path.iterdir()))
+            names |= {path.name for path in found}
     return sorted(names)
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from blazen_certs import store
+from blazen_certs.crl import crl_number, lists_gone_back, revoked_serials
 from blazen_certs.errors import ServiceError, StoreError
-from blazen_certs.facts import time_text, uris_of
+from blazen_certs.facts import name_text, time_text, uris_of
 from blazen_certs.pem import load_certificates, load_crl, private_key_pem, split_pem
 from blazen_certs.publish import Material, publish_identity, read_material
 from blazen_certs.remote import RemoteService, ServiceAddress, files_version
@@ -68,8 +69,9 @@ class RemoteWatch:
         address: The service.
         directory: The node's: ``nodes/<node>``, in which ``join`` put its first identity.
         sidecar: The admin socket of its sidecar, which is asked after each publication whether it serves that; None: nobody is.
-        log: Takes what happened: ``time``, ``event`` (``reached``, ``renewed``, ``trust``, ``not-served``, ``problem``; the
-            same problem comes again only when half of the time that was left is gone), ``node``, and what that event has.
+        log: Takes what happened: ``time``, ``event`` (``reached``, ``renewed``, ``trust``, ``trust-went-back``, ``not-served``,
+            ``problem``; the same problem comes again only when half of the time that was left is gone), ``node``, and what that
+            event has.
     """
 
     def __init__(
@@ -137,8 +139,7 @@ class RemoteWatch:
         uris = uris_of(leaf)
         if len(uris) != 1:
             raise ValidationError(f"{self._directory}: the certificate must carry one URI name, found {len(uris)}")
-        lists = [load_crl(block) for block in split_pem(material.crl_pem, store.CRL)] if material.crl_pem else []
-        return _Held(material, leaf, PeerId.parse(uris[0]), lists)
+        return _Held(material, leaf, PeerId.parse(uris[0]), _lists(material))
 
     def _service(self, held: _Held) -> RemoteService:
         roots = load_certificates(split_pem(held.material.bundle_pem, store.BUNDLE))
@@ -148,9 +149,14 @@ class RemoteWatch:
     async def _publish(self, material: Material, peer: PeerId) -> None:
         """Publish what was checked, and ask the sidecar. After what it refuses comes a new certificate, never the old one."""
         before = None if self._sidecar is None else await asyncio.to_thread(look_at_sidecar, self._sidecar)
-        now = datetime.now(UTC)
+        now, held = datetime.now(UTC), self._read().lists
         publish_identity(self._directory, material, node_id=peer.node_id, trust_domain=peer.trust_domain, now=now)
         self._anew = False
+        # Accepted: it is signed by the CA, and a service that was restored from a backup must be able to go on.
+        for crl, old in lists_gone_back(_lists(material), held):
+            forgotten = len(revoked_serials(old).keys() - revoked_serials(crl).keys())
+            numbers = {"number": crl_number(crl), "before": crl_number(old)}
+            self._tell("trust-went-back", ca=name_text(crl.issuer), **numbers, forgotten=forgotten)
         if self._sidecar is None or before is None:
             return
         roots = load_certificates(split_pem(material.bundle_pem, store.BUNDLE))
@@ -192,3 +198,7 @@ class RemoteWatch:
             return {}
         left = held.good_until - datetime.now(UTC)
         return {"good_until": time_text(held.good_until), "seconds_left": int(left.total_seconds())}
+
+
+def _lists(material: Material) -> list[x509.CertificateRevocationList]:
+    return [load_crl(block) for block in split_pem(material.crl_pem, store.CRL)] if material.crl_pem else []

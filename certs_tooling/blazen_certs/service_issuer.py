@@ -9,7 +9,6 @@ import ssl
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from blazen_certs.codes import CodeBook
 from blazen_certs.crl import is_revoked, revoked_serials
 from blazen_certs.errors import CodeError
 from blazen_certs.facts import dns_names_of, sha256, time_text
-from blazen_certs.issued import note_shown, read_issued
+from blazen_certs.issued import note_shown, read_issued, record_locked
 from blazen_certs.issuing_renewal import keep_issuing
 from blazen_certs.remote import files_version, service_peer
 from blazen_certs.service_audit import write_audit
@@ -201,8 +200,9 @@ class ServiceIssuer:
             CodeError: It is not accepted.
             BlazenError, OSError: The store does not allow it.
         """
-        record = self._codes.redeem(code_id, secret, peer)
-        with self._record_locked(peer):
+        self._codes.check(code_id, secret, peer)  # first, so that who holds no code makes no record
+        with record_locked(self._authority.directory, peer.node_id):
+            record = self._codes.redeem(code_id, secret, peer)
             trust = self._authority.trust()
             for certificate in read_issued(self._authority.directory, peer.node_id):
                 issuer = trust.issuer_of(certificate)
@@ -223,7 +223,7 @@ class ServiceIssuer:
         shown = self._shown_by(caller)
         if peer != caller.peer:
             raise RefusedError(f"{caller.peer} may renew its own name only, not {peer}", "Denied")
-        with self._record_locked(peer):
+        with record_locked(self._authority.directory, peer.node_id):
             self._refuse_revoked(shown, self._authority.trust())
             signed = self._sign(peer, key, dns_names_of(shown))
         self._audit("issued", {"how": "renew", **caller.facts(), **_facts(peer, signed.certificate)})
@@ -244,11 +244,6 @@ class ServiceIssuer:
         if known == served.version:
             self._note(caller, shown, served)
         return answer if known == served.version and not renew else {**answer, "bundle": served.bundle, "crl": served.crl}
-
-    def _record_locked(self, peer: PeerId) -> AbstractContextManager[None]:
-        """Hold the lock that ``revoke`` holds: what is handed out was recorded before it looked, or was not handed out."""
-        record = store.issued_directory(self._authority.directory, peer.node_id)
-        return store.locked(record) if record.exists() else nullcontext()  # of a new node there is nothing to revoke
 
     def _shown_by(self, caller: Caller) -> x509.Certificate:
         if caller.certificate is None or caller.peer is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -15,7 +15,7 @@ from blazen_certs.codes import CodeBook
 from blazen_certs.crl import revoked_serials
 from blazen_certs.errors import CertificateError, StoreError
 from blazen_certs.facts import dns_names_of, time_text
-from blazen_certs.issued import known_nodes, read_issued
+from blazen_certs.issued import known_nodes, read_issued, record_locked
 from blazen_certs.issuing import remove_ended, sign_list, sign_lists
 from blazen_certs.node_state import NodeState, node_state
 from blazen_certs.profile import DEFAULT_LEAF_LIFETIME, check_time
@@ -128,7 +128,7 @@ def keep_node(
     now = check_time(now)
     if store.current_version(store.node_directory(authority.directory, check_node_id(node_id))) is None:
         raise StoreError(f"{node_id} has no identity in {authority.directory}: make one with blazen-certs issue {node_id}")
-    with _record_locked(authority, node_id):  # or a revocation could slip in between the look and what is published
+    with record_locked(authority.directory, node_id):  # or a revocation could slip in between the look and what is published
         return _keep_node(authority, node_id, authority.fresh_trust(now), now=now, force=force, lifetime=lifetime)
 
 
@@ -156,11 +156,12 @@ def revoke_node(authority: Authority, node_id: str, *, now: datetime) -> Revocat
         OSError: The disk, or the rights, do not allow it.
     """
     codes = CodeBook.of(authority.directory).end(check_node_id(node_id), now=now)
-    if node_id not in known_nodes(authority.directory):
+    # A record without anything in it may be that of a node which is joining now: it is waited for.
+    if node_id not in known_nodes(authority.directory) and not store.issued_directory(authority.directory, node_id).is_dir():
         if codes:
             return Revocation((), (), (), codes)
         raise StoreError(f"nothing was ever issued to {node_id} from {authority.directory}: see blazen-certs status")
-    with _record_locked(authority, node_id):
+    with record_locked(authority.directory, node_id):
         issued = read_issued(authority.directory, node_id)
         good = [certificate for certificate in issued if now <= certificate.not_valid_after_utc]
         listed = _list_revoked(authority, good, now=check_time(now))
@@ -175,7 +176,8 @@ def revoke_serial(authority: Authority, serial: int, *, now: datetime) -> Revoca
     for node in known_nodes(authority.directory):
         found = [item for item in read_issued(authority.directory, node) if item.serial_number == serial]
         if found:
-            listed = _list_revoked(authority, found, now=check_time(now))
+            with record_locked(authority.directory, node):  # or whoever shows it now could still get the next one
+                listed = _list_revoked(authority, found, now=check_time(now))
             return replace(listed, published=tuple(keep_nodes(authority, local_nodes(authority), now=now)))
     raise StoreError(f"no certificate {serial:x} was issued from {authority.directory}, or it ended long ago")
 
@@ -195,14 +197,6 @@ def _list_revoked(authority: Authority, certificates: Iterable[x509.Certificate]
     for place, found in fresh.items():
         sign_list(trust.issuers[place], now=now, revoke={certificate.serial_number: now for certificate in found})
     return Revocation(tuple(certificate for found in fresh.values() for certificate in found), tuple(already), ())
-
-
-@contextmanager
-def _record_locked(authority: Authority, node_id: str) -> Iterator[None]:
-    home = store.issued_directory(authority.directory, node_id)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with store.locked(home):
-        yield
 
 
 def _keep_node(

@@ -92,7 +92,7 @@ class Predecessor:
         if body["node"] != node:
             writer.close()
             raise StartError(f"{who}it is the one of {body['node']}: give {node} a directory of its own")
-        return cls(Turn(body["row"], body["epoch"]), reader, writer)
+        return cls(Turn(body["base_id"], body["epoch"]), reader, writer)
 
     async def dismiss(self) -> None:
         """Tell it that we serve; when this returns, its lock and its socket are ours to take."""
@@ -112,7 +112,7 @@ async def hand_over(
 ) -> bool:
     """Answer a successor with *node* and *turn*, and wait until it serves, has gone away or is too slow; return whether it
     serves."""
-    answer(writer, HTTPStatus.OK, json.dumps({"node": node, "row": turn.row, "epoch": turn.epoch}))
+    answer(writer, HTTPStatus.OK, json.dumps({"node": node, "base_id": turn.base_id, "epoch": turn.epoch}))
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(within_secs):
             return await reader.readline() == DONE

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from blazen_mesh.paths import NodePaths
 from blazen_mesh.settings import Settings
 from blazen_mesh.sidecar import END_SECS, HotRestart, Sidecar
 
-__all__ = ["Succession", "Turn"]
+__all__ = ["BASE_IDS", "Succession", "Turn"]
 
-ROWS = 16
+BASE_IDS = 2**31 // 10 - 1
+"""The greatest base id. Envoy names its sockets for ten times as much, in 31 bits; above that it gives them other names."""
+
 LOOK_SECS = 0.25
 IDLE_TIMES = 4
-SHARED_MEMORY = "/dev/shm/envoy_shared_memory_{}0"  # noqa: S108 - Envoy's own name for it
+SHARED_MEMORY = "/dev/shm/envoy_shared_memory_{}"  # noqa: S108 - Envoy's own name for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +35,25 @@ class Turn:
     """Which of a directory's Envoys one is.
 
     Attributes:
-        row: The number of the row of Envoys in which each took over from the one before.
-        epoch: The place in that row, from 0.
+        base_id: What all have in common that took over one from the other, and no other Envoy of the machine has.
+        epoch: The place among them, from 0.
     """
 
-    row: int = 0
+    base_id: int
     epoch: int = 0
+
+    @classmethod
+    def first(cls) -> Turn:
+        """One that takes over from nobody. Its base id is drawn by lot: nobody else can have what it names before it does."""
+        return cls(1 + secrets.randbelow(BASE_IDS))
 
     def next(self) -> Turn:
         """The Envoy that takes over from this one."""
-        return Turn(self.row, self.epoch + 1)
+        return Turn(self.base_id, self.epoch + 1)
 
     def before(self) -> Turn:
         """The Envoy that this one takes over from."""
-        return Turn(self.row, self.epoch - 1)
-
-    def afresh(self) -> Turn:
-        """The first of another row, when there is nobody to take over from."""
-        return Turn((self.row + 1) % ROWS, 0)
+        return Turn(self.base_id, self.epoch - 1)
 
 
 class Succession:
@@ -66,7 +69,7 @@ class Succession:
         self._name, self._envoy, self._on_line, self._settings = name, envoy, on_line, settings
         self._home, self._admin_socket = Path(paths.config_dir), Path(paths.admin_socket)
         self.current: Sidecar | None = None
-        self.turn, self.starts = Turn(), 0
+        self.turn, self.starts = Turn.first(), 0
         self._others: list[Sidecar] = []  # on their way out, or not yet in
         self._ports: frozenset[int] = frozenset()
         self._stand_ins: list[socket.socket] = []
@@ -178,9 +181,11 @@ class Succession:
             task.cancel()
         while self._stand_ins:
             self._stand_ins.pop().close()
+        for orders in self._home.glob("hot_parent_*"):  # a killed supervisor's too
+            with suppress(ValueError, OSError):  # it may be another user's by now
+                Path(SHARED_MEMORY.format(int(orders.name.rpartition("_")[2]) // 10 * 10)).unlink()
         for left in (self._admin_socket, *self._home.glob("hot_*")):
             left.unlink(missing_ok=True)
-        Path(SHARED_MEMORY.format(self._base_id(self.turn))).unlink(missing_ok=True)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -188,14 +193,10 @@ class Succession:
         task.add_done_callback(self._tasks.discard)
 
     def _hot_restart(self, turn: Turn) -> HotRestart:
-        return HotRestart(self._base_id(turn), turn.epoch, self._home / "hot", self._settings.drain_secs)
+        return HotRestart(turn.base_id, turn.epoch, self._home / "hot", self._settings.drain_secs)
 
     def _all(self) -> list[Sidecar]:
         return [*self._others, *([self.current] if self.current else [])]
-
-    def _base_id(self, turn: Turn) -> int:
-        # Another one for each directory of the machine, and for each row in it: 28 bits, since Envoy multiplies it by 10.
-        return int.from_bytes(sha256(str(self._home).encode()).digest()[:3], "big") * ROWS + turn.row
 
 
 def _bound(path: Path) -> socket.socket:

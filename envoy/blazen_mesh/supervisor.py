@@ -118,7 +118,7 @@ class Supervisor:
         if predecessor is None:
             self._envoys.end_orphans()
             self._envoys.clean()
-            await self._start(self._envoys.start(Turn()))
+            await self._start(self._envoys.start(Turn.first()))
         else:
             await self._take_over(predecessor)
         self.serving.set()
@@ -257,7 +257,7 @@ class Supervisor:
             self._envoys.clean()
             await asyncio.sleep(pause)
             try:
-                await self._start(self._envoys.start(self._envoys.turn.afresh()))
+                await self._start(self._envoys.start(Turn.first()))
             except StartError as error:
                 if attempt == FAILED_STARTS - 1:
                     raise

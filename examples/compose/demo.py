@@ -66,7 +66,7 @@ def show(document: str, *, as_json: bool) -> None:
     spans = wait_for_trace(os.environ["JAEGER_QUERY"], trace_id, TRACE_SECS)
     services = len({span.service for span in spans})
     console.print(f"trace {trace_id}: {len(spans)} spans of {services} services", highlight=False)
-    console.print(draw(spans))
+    console.print(draw(spans, columns=console.width))
     console.print(f"in Jaeger: {page}", highlight=False, soft_wrap=True)
 
 

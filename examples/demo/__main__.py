@@ -120,7 +120,7 @@ async def show(document: str, mesh: LocalMesh, receiver: Receiver) -> None:
     console.print(
         Rule(f"trace {call['trace_id']}: {len(spans)} spans of {len({span.service for span in spans})} services", align="left")
     )
-    console.print(draw(spans))
+    console.print(draw(spans, columns=console.width))
     console.print(Rule())
 
     await refused_without_token(mesh)

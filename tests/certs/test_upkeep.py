@@ -170,6 +170,22 @@ def test_one_certificate_by_its_serial(authority: Authority, now: datetime) -> N
         revoke_serial(authority, 0x1F, now=now)
 
 
+def test_a_revocation_by_serial_waits_for_who_renews(authority: Authority, now: datetime) -> None:
+    """While the node's record is held, as a renewal does, its certificate is put on no list: one comes after the other."""
+    stolen = authority.issue("analyst", now=now).certificate
+    record = layout.issued_directory(authority.directory, "analyst")
+    with ThreadPoolExecutor(1) as threads:
+        with layout.locked(record):
+            waiting = threads.submit(revoke_serial, authority, stolen.serial_number, now=now)
+            deadline = time.monotonic() + 30
+            while _open_here(record) < 2 and not waiting.done():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert not authority.is_revoked(stolen)
+        assert waiting.result().revoked == (stolen,)
+    assert authority.is_revoked(stolen)
+
+
 def test_unknown_node_cannot_be_revoked(authority: Authority, now: datetime) -> None:
     """A slip of the pen revokes nobody, and is said."""
     with pytest.raises(StoreError, match="nothing was ever issued to analist"):

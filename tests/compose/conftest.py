@@ -1,4 +1,4 @@
-"""The mesh of ``compose.yaml`` in real containers, brought up once for all tests here.
+"""The mesh of ``compose.yaml`` in real containers, brought up once for each module.
 
 They are skipped where no container engine answers, and fail instead with COMPOSE_REQUIRED=1. Where images cannot be pulled,
 ``tests/compose/stand_ins`` makes an engine and the images.
@@ -74,6 +74,10 @@ class Running:
         """Run ``docker compose`` with *words*."""
         return docker(*self.compose.compose_command_property[1:], *words, **options)
 
+    def docker(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run ``docker`` with *words*."""
+        return docker(*words)
+
     def demo(self, document: str, *, secs: float = COMMAND_SECS, check: bool = True) -> Any:
         """Run the demo on *document*; return what ``--json`` prints, or the finished process where it may fail."""
         # What a test has killed must stay dead: the services it depends on are not started for it.
@@ -123,7 +127,7 @@ def _left_of(project: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mesh(engine: str) -> Iterator[Running]:
     """The mesh, up and ready; taken down at the end, with nothing left."""
     project = f"blazen-test-{os.getpid()}"

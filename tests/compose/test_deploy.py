@@ -22,7 +22,6 @@ MACHINES = ("a", "b", "c", "d")
 # What a clone has and the engine is sent, and the files that are copied in the walk.
 CLONE = (".dockerignore", ".env.example", "compose.node.yaml", "pyproject.toml", "requirements.txt", "requirements-build.txt")
 CLONE += ("README.md", "LICENSE", "service", "envoy", "certs_tooling", "examples")
-ON_ONE_MACHINE_BY_THE_FIXTURE = {"docker compose up --wait", "docker compose down -v"}
 # Copies between the folders, as scp does between machines: scp -r FILE... MACHINE:blazen/
 SCP = """#!/bin/sh
 for to; do :; done
@@ -73,13 +72,21 @@ def run(command: Command, directory: Path, env: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_on_one_machine(mesh: Any) -> None:
-    """The commands for a mesh on one machine; the fixture has run those that bring it up and take it down."""
+def test_on_one_machine(
+    engine: str, left_of: Callable[[str], Any], free_port: int, matches: Callable[[str, str], bool]
+) -> None:
+    """The commands for a mesh on one machine, from nothing; the last of them leaves nothing."""
     mine = [command for command in commands() if not command.machine]
-    assert {command.text for command in mine} >= ON_ONE_MACHINE_BY_THE_FIXTURE
-    for command in mine:
-        if command.text not in ON_ONE_MACHINE_BY_THE_FIXTURE:
-            assert run(command, ROOT, {}).strip()
+    last = mine.pop([command.text for command in mine].index("docker compose down -v"))
+    project = f"blazen-test-{os.getpid()}-one"
+    env = {"COMPOSE_PROJECT_NAME": project, "JAEGER_PORT": str(free_port)}
+    try:
+        for command in mine:
+            printed = run(command, ROOT, env)
+            assert matches(command.shown or "...", printed), f"$ {command.text}\n{printed}"
+    finally:
+        run(last, ROOT, env)
+    assert left_of(project) == {"containers": [], "volumes": [], "networks": []}
 
 
 @pytest.fixture

@@ -252,3 +252,10 @@ def test_regions_are_internal(mesh: Any) -> None:
         "analyst": {f"{mesh.project}_eu"},
         "gpu": {f"{mesh.project}_us", f"{mesh.project}_between"},
     }
+
+
+def test_can_be_looked_into(mesh: Any) -> None:
+    """Without a shell of their own: an image that has tools enters a container's namespaces, as docs/deploy.md says."""
+    container = mesh.container("analyst")
+    words = ("run", "--rm", "--pid", f"container:{container}", "--network", f"container:{container}", "debian:trixie-slim")
+    assert "blazen-peer" in mesh.docker(*words, "cat", "/proc/1/cmdline").stdout

@@ -24,7 +24,8 @@ from blazen_mesh.handover import hand_over
 from blazen_mesh.mesh import load_mesh
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.render import render_node
-from blazen_mesh.succession import Turn
+from blazen_mesh.sidecar import HotRestart, Sidecar
+from blazen_mesh.succession import BASE_IDS, SHARED_MEMORY, Turn
 from blazen_mesh.xds import version_of
 
 pytestmark = pytest.mark.envoy
@@ -38,6 +39,11 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def shared_memory(orders: Path) -> Path:
+    """Return the shared memory of the Envoy, the first of its kind, that takes orders on the socket *orders*."""
+    return Path(SHARED_MEMORY.format(orders.name.removeprefix("hot_parent_")))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -230,10 +236,55 @@ async def test_killed_supervisor_leaves_no_envoy(start_mesh: Any) -> None:
     mesh = await start_mesh(sidecars=["intake"])
     analyst = await mesh.supervise("analyst")
     envoy = analyst.status["envoy_pid"]
+    left = [shared_memory(orders) for orders in (mesh.root / "analyst").glob("hot_parent_*")]
+    assert [path.exists() for path in left] == [True]
     os.kill(analyst.child.pid, signal.SIGKILL)
     await until(lambda: not alive(envoy))
     await mesh.supervise("analyst")
     assert await mesh.call("intake", "analyst") == b"hello"
+    assert not left[0].exists()
+
+
+async def test_what_others_have_in_the_way(start_mesh: Any) -> None:
+    """What it may not remove where Envoy keeps its shared memory does not keep it from starting: it draws another name."""
+    mesh = await start_mesh(sidecars=["intake"])
+    home = mesh.root / "analyst"
+    home.mkdir()
+    orders = home / f"hot_parent_{Turn.first().base_id * 10}"
+    orders.touch()
+    (taken := shared_memory(orders)).mkdir()  # root may remove all that is another's, but no directory with unlink
+    try:
+        analyst = await mesh.supervise("analyst")
+        assert (taken.is_dir(), orders.exists()) == (True, False)
+        assert await mesh.call("intake", "analyst") == b"hello"
+        analyst.child.ask_to_end()
+        assert await analyst.ended() == 0
+    finally:
+        taken.rmdir()
+
+
+@pytest.mark.parametrize("base_id", [1, BASE_IDS])
+async def test_name_of_the_socket_for_orders(base_id: int, short_dir: Path, envoy: Path) -> None:
+    """Envoy takes orders on the socket that we know, with every base id that can be drawn: a greater one has another name."""
+    assert all(1 <= Turn.first().base_id <= BASE_IDS for _ in range(1000))
+    config, admin = short_dir / "envoy.json", short_dir / "admin.sock"
+    config.write_text(json.dumps({"admin": {"address": {"pipe": {"path": str(admin)}}}}))
+    hot_restart = HotRestart(base_id, 0, short_dir / "hot", 1)
+    lines: list[str] = []
+    sidecar = await Sidecar.start(
+        "envoy",
+        envoy=envoy,
+        config=config,
+        admin_socket=admin,
+        on_line=lambda _, line: lines.append(line),
+        hot_restart=hot_restart,
+    )
+    try:
+        await until(lambda: admin.exists() or sidecar.child.returncode is not None)
+        assert hot_restart.orders.is_socket(), lines
+    finally:
+        await sidecar.child.kill()
+        shared_memory(hot_restart.orders).unlink(missing_ok=True)
 
 
 async def test_killed_while_it_replaces_envoy(start_mesh: Any) -> None:
@@ -414,14 +465,14 @@ async def test_successor_that_says_nothing(tmp_path: Path) -> None:
     served: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        served.set_result(await hand_over("analyst", Turn(), reader, writer, within_secs=0.2))
+        served.set_result(await hand_over("analyst", Turn(7, 2), reader, writer, within_secs=0.2))
         writer.close()
 
     path = str(tmp_path / "sock")
     async with await asyncio.start_unix_server(asked, path), asyncio.timeout(WAIT_SECS):
         reader, writer = await asyncio.open_unix_connection(path)
         assert not await served
-        assert (await reader.read()).endswith(b'{"node": "analyst", "row": 0, "epoch": 0}\n')
+        assert (await reader.read()).endswith(b'{"node": "analyst", "base_id": 7, "epoch": 2}\n')
         writer.close()
 
 

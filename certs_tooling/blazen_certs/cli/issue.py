@@ -13,9 +13,9 @@ from rich.text import Text
 from blazen_certs import store
 from blazen_certs.authority import Authority
 from blazen_certs.cli.options import DEFAULT_STORE, AsJson, Store
-from blazen_certs.cli.output import CHECK_FAILED, print_json, print_lines
+from blazen_certs.cli.output import CHECK_FAILED, identity_value, print_json, print_lines
 from blazen_certs.cli.sidecars import SidecarSecs
-from blazen_certs.facts import printable, sha256, time_text, timespan_text
+from blazen_certs.facts import printable, time_text, timespan_text
 from blazen_certs.sidecar import SidecarView, look_at_sidecar, wait_until_served
 from blazen_peer.errors import ValidationError
 
@@ -73,17 +73,7 @@ def issue(
     if as_json:
         print_json(
             {
-                "node": node,
-                "spiffe_id": str(identity.peer),
-                "directory": str(identity.path),
-                "version": identity.version,
-                "certificate": str(identity.certificate_path),
-                "key": str(identity.key_path),
-                "bundle": str(identity.bundle_path),
-                "crl": str(identity.crl_path),
-                "serial": f"{identity.certificate.serial_number:x}",
-                "not_after": time_text(end),
-                "sha256": sha256(identity.certificate),
+                **identity_value(identity),
                 **({} if sidecar is None else {"sidecar": problem or "serves it"}),
             }
         )

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from blazen_certs import store
 from blazen_certs.cli.options import DEFAULT_STORE, AsJson, Store, dir_option
-from blazen_certs.cli.output import print_json, print_lines
+from blazen_certs.cli.output import identity_value, print_json, print_lines
 from blazen_certs.codes import JoinCode
-from blazen_certs.facts import sha256, time_text, timespan_text
+from blazen_certs.facts import time_text, timespan_text
 from blazen_certs.join import join as join_service
 from blazen_certs.remote import ServiceAddress
 
@@ -49,21 +49,7 @@ def join(
     identity = asyncio.run(join_service(address, JoinCode.parse(_code(code_file)), directory))
     end = identity.certificate.not_valid_after_utc
     if as_json:
-        print_json(
-            {
-                "node": identity.peer.node_id,
-                "spiffe_id": str(identity.peer),
-                "directory": str(identity.path),
-                "version": identity.version,
-                "certificate": str(identity.certificate_path),
-                "key": str(identity.key_path),
-                "bundle": str(identity.bundle_path),
-                "crl": str(identity.crl_path),
-                "serial": f"{identity.certificate.serial_number:x}",
-                "not_after": time_text(end),
-                "sha256": sha256(identity.certificate),
-            }
-        )
+        print_json(identity_value(identity))
         return
     names = ", ".join((store.CERTIFICATE, store.KEY, store.BUNDLE, store.CRL))
     keep = f"blazen-certs watch {identity.peer.node_id} --from {address}{dir_option(directory)}"

@@ -11,9 +11,20 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from blazen_certs.facts import printable
+from blazen_certs.authority import IssuedIdentity
+from blazen_certs.facts import printable, sha256, time_text
 
-__all__ = ["CHECK_FAILED", "DONE", "WRONG_USE", "fail", "print_event", "print_event_text", "print_json", "print_lines"]
+__all__ = [
+    "CHECK_FAILED",
+    "DONE",
+    "WRONG_USE",
+    "fail",
+    "identity_value",
+    "print_event",
+    "print_event_text",
+    "print_json",
+    "print_lines",
+]
 
 DONE, CHECK_FAILED, WRONG_USE = 0, 1, 2
 
@@ -24,6 +35,23 @@ def fail(arguments: Sequence[str], code: int, kind: str, message: str) -> int:
         print_json({"error": {"kind": kind, "message": message}})
     print(f"blazen-certs: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def identity_value(identity: IssuedIdentity) -> dict[str, Any]:
+    """Return a new identity as ``issue --json`` and ``join --json`` show it; the files by way of ``current``."""
+    return {
+        "node": identity.peer.node_id,
+        "spiffe_id": str(identity.peer),
+        "directory": str(identity.path),
+        "version": identity.version,
+        "certificate": str(identity.certificate_path),
+        "key": str(identity.key_path),
+        "bundle": str(identity.bundle_path),
+        "crl": str(identity.crl_path),
+        "serial": f"{identity.certificate.serial_number:x}",
+        "not_after": time_text(identity.certificate.not_valid_after_utc),
+        "sha256": sha256(identity.certificate),
+    }
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -66,14 +66,14 @@ def trace(
         return
     console = Console()
     console.print(title, highlight=False)
-    console.print(draw(spans))
+    console.print(draw(spans, columns=console.width))
     console.print(page, style="dim", highlight=False, soft_wrap=True)
 
 
 def picture(spans: Sequence[TraceSpan], title: str) -> str:
     """Return the tree of *spans* as an SVG document that needs nothing from elsewhere."""
     console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(draw(spans, bar_cells=PICTURE_BAR_CELLS))
+    console.print(draw(spans, columns=PICTURE_COLUMNS, bar_cells=PICTURE_BAR_CELLS))
     drawn = console.export_svg(title=title, theme=_THEME, unique_id="trace")
     # Its fonts would be fetched from somebody's server by whoever looks at it: the reader's own are good enough.
     return _FETCHED_FONTS.sub("", drawn).replace("Fira Code, ", "")

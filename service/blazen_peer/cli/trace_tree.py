@@ -16,6 +16,7 @@ from rich.table import Table
 __all__ = ["TraceSpan", "draw", "in_order", "spans_of"]
 
 _BAR_CELLS = 10
+_NAME_CELLS, _MS_CELLS = 24, 8  # at least
 _HOP = "blazen.hop"  # the sidecars' own tag; Envoy's names for spans say less
 _KINDS = {2: "server", 3: "client"}  # opentelemetry.proto.trace.v1.Span.SpanKind
 _ERROR = 2  # opentelemetry.proto.trace.v1.Status.StatusCode
@@ -95,19 +96,22 @@ def _children(spans: Sequence[TraceSpan]) -> dict[str, list[TraceSpan]]:
     return children
 
 
-def draw(spans: Sequence[TraceSpan], *, bar_cells: int = _BAR_CELLS) -> Table:
+def draw(spans: Sequence[TraceSpan], *, columns: int = 120, bar_cells: int = _BAR_CELLS) -> Table:
     """Return the spans of one trace as a table whose first column is the tree, in order of time.
 
     Args:
+        columns: How wide it may be: names are cut for it, and nothing else.
         bar_cells: How many characters wide the whole of the time is.
     """
     children = _children(spans)
     start_ns, end_ns = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
 
+    services = max(len("service"), *(len(span.service) for span in spans))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("span", no_wrap=True, overflow="ellipsis", min_width=24)
-    table.add_column("service", no_wrap=True, style="cyan", min_width=max(len(span.service) for span in spans))
-    table.add_column("ms", justify="right", no_wrap=True, min_width=8)
+    names = max(_NAME_CELLS, columns - services - _MS_CELLS - bar_cells - 6)  # and what stands between
+    table.add_column("span", no_wrap=True, overflow="ellipsis", max_width=names)
+    table.add_column("service", no_wrap=True, style="cyan")
+    table.add_column("ms", justify="right", no_wrap=True, min_width=_MS_CELLS)
     table.add_column("when", no_wrap=True, style="blue", min_width=bar_cells)
     for prefix, span in _walk(children, "", ""):
         name = escape(span.name) + (f" [dim]{span.kind}[/dim]" if span.kind else "")

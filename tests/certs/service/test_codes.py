@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from blazen_certs import Authority
+from blazen_certs import Authority, codes
 from blazen_certs.codes import MAX_FAILURES, CodeBook, JoinCode
 from blazen_certs.errors import CodeError, StoreError
 from blazen_certs.upkeep import revoke_node
@@ -145,6 +145,42 @@ def test_old_records_are_forgotten(book: CodeBook, code: JoinCode, root: Any, no
     book.make(OTHER, root, now=now + timedelta(days=7, minutes=16))
     with pytest.raises(CodeError, match="not accepted"):
         book.redeem(code.id, code.secret, PEER, now=now)
+
+
+def test_open_codes_are_bounded(book: CodeBook, code: JoinCode, root: Any, now: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three may be open here and no more; one that was used, has ended or was failed at too often makes room."""
+    monkeypatch.setattr(codes, "MAX_OPEN_CODES", 3)
+    short, tried = book.make(OTHER, root, lifetime=MINUTE, now=now), book.make(OTHER, root, now=now)
+    with pytest.raises(StoreError, match=r"3 codes are open in .*blazen-certs revoke NODE"):
+        book.make(OTHER, root, now=now)
+    book.redeem(code.id, code.secret, PEER, now=now)
+    book.make(OTHER, root, now=now)
+    with pytest.raises(CodeError, match="ended"):
+        book.redeem(short.id, short.secret, OTHER, now=now + MINUTE)
+    book.make(OTHER, root, now=now + MINUTE)
+    for _ in range(MAX_FAILURES):
+        with pytest.raises(CodeError, match="not accepted"):
+            book.redeem(tried.id, "A" * 27, OTHER, now=now)
+    book.make(OTHER, root, now=now + MINUTE)
+    with pytest.raises(StoreError, match="3 codes are open"):
+        book.make(OTHER, root, now=now + MINUTE)
+
+
+def test_closed_codes_are_bounded(book: CodeBook, root: Any, now: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are remembered here, those that end last; one that is forgotten is good for nothing, and open ones stay."""
+    monkeypatch.setattr(codes, "MAX_CLOSED_CODES", 2)
+    used = [book.make(PEER, root, lifetime=(4 - place) * MINUTE, now=now) for place in range(3)]
+    still_open = book.make(PEER, root, lifetime=MINUTE, now=now)
+    for code in used:
+        book.redeem(code.id, code.secret, PEER, now=now)
+    book.make(OTHER, root, now=now)
+    said = []
+    for code in used:
+        with pytest.raises(CodeError) as caught:
+            book.redeem(code.id, code.secret, PEER, now=now)
+        said.append("used already" in str(caught.value))
+    assert said == [True, True, False]
+    assert book.redeem(still_open.id, still_open.secret, PEER, now=now).peer == PEER
 
 
 @pytest.mark.parametrize("lifetime", [timedelta(0), timedelta(days=7, seconds=1)], ids=["none", "too-long"])

@@ -52,6 +52,18 @@ def whispered(heard: list[Request]) -> str:
     return json.dumps([request.body for request in heard])
 
 
+async def test_json_is_that_of_issue(start_service: Start, tmp_path: Path, run: Any) -> None:
+    """``join --json`` shows the identity with the fields of ``issue --json``, and the files that it names are there."""
+    service = await start_service()
+    (tmp_path / "code").write_text(service.code("analyst").text())
+    arguments = ("join", str(service.address), "--code-file", "code", "--dir", "node", "--json")
+    joined = json.loads((await asyncio.to_thread(run, *arguments)).out)
+    issued = json.loads(run("issue", "intake", "--dir", str(service.authority.directory), "--json").out)
+    assert list(joined) == list(issued)
+    assert (joined["node"], joined["spiffe_id"], joined["version"]) == ("analyst", "spiffe://mesh.test/peer/analyst", 1)
+    assert all((tmp_path / joined[name]).is_file() for name in ("certificate", "key", "bundle", "crl"))
+
+
 async def test_another_mesh_is_refused(start_service: Start, tmp_path: Path) -> None:
     """A service of another CA, that says so: its root is not the code's."""
     service = await start_service()

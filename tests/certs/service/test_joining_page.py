@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from blazen_certs.cli.main import app
-from blazen_certs.codes import DEFAULT_CODE_LIFETIME, MAX_CODE_LIFETIME, MAX_FAILURES, MAX_OPEN_CODES
+from blazen_certs.codes import DEFAULT_CODE_LIFETIME, MAX_CLOSED_CODES, MAX_CODE_LIFETIME, MAX_FAILURES, MAX_OPEN_CODES
 from blazen_certs.remote import ANSWER_SECS, CONNECT_SECS
 from blazen_certs.remote_watch import FIRST_RETRY_SECS, LAST_RETRY_SECS, REFUSED_RETRY_SECS
 from blazen_certs.service import ServiceSettings
@@ -62,7 +62,7 @@ def test_bounds_are_those_of_the_code() -> None:
         "TLS": (settings.handshake_secs, settings.request_secs, settings.max_wait_secs),
         "a request": (MAX_HEAD_BYTES / 1024, MAX_REQUEST_BYTES / 1024),
         "connections": (settings.max_connections, settings.max_connections_each),
-        "a code": (DEFAULT_CODE_LIFETIME.seconds / 60, MAX_CODE_LIFETIME.days, MAX_FAILURES, MAX_OPEN_CODES),
+        "a code": (DEFAULT_CODE_LIFETIME.seconds / 60, MAX_CODE_LIFETIME.days, MAX_FAILURES, MAX_OPEN_CODES, MAX_CLOSED_CODES),
         "a node's patience": (CONNECT_SECS, ANSWER_SECS, FIRST_RETRY_SECS, LAST_RETRY_SECS, REFUSED_RETRY_SECS),
     }
     for row, numbers in expected.items():

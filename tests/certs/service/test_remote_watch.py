@@ -19,6 +19,7 @@ from blazen_certs.publish import publish_identity, read_material
 from blazen_certs.remote import ServiceAddress
 from blazen_certs.remote_watch import RemoteWatch
 from blazen_certs.rotation import advance_rotation
+from blazen_certs.store import replace_file
 from blazen_certs.verify import verify_identity
 
 Start = Callable[..., Awaitable[Any]]
@@ -101,6 +102,32 @@ async def test_a_revocation_arrives_at_once(start_service: Start) -> None:
     assert serial(node) == before
     assert verify_identity(node.identity.path, at=datetime.now(UTC)).ok
     assert node.identity.path.joinpath("current").readlink() == Path("v2")
+
+
+async def test_older_lists_are_taken_and_said(start_service: Start) -> None:
+    """From a store that was restored from a backup the node takes the older list, and says what it lost; the next is newer."""
+    service = await start_service()
+    node, other = await service.join("analyst"), await service.join("intake")
+    issuer = service.authority.trust().issuer()
+    backup = (issuer.directory / "crl.pem").read_bytes()
+    async with watching(node) as events:
+        await events.wait("reached")
+        service.revoke(other)
+        await events.wait("trust")
+        assert not [event for event in events if event["event"] == "trust-went-back"]
+        replace_file(issuer.directory / "crl.pem", backup)
+        told = await events.wait("trust-went-back")
+        assert {name: told[name] for name in ("ca", "number", "before", "forgotten")} == {
+            "ca": issuer.certificate.subject.rfc4514_string(),
+            "number": 1,
+            "before": 2,
+            "forgotten": 1,
+        }
+        await events.wait("trust", 2)
+        assert (node.current / "crl.pem").read_bytes() == backup
+        service.revoke(other)
+        await events.wait("trust", 3)
+    assert len([event for event in events if event["event"] == "trust-went-back"]) == 1
 
 
 async def test_a_sidecar_that_does_not_serve_it_is_said(start_service: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@
     .venv/bin/python tests/compose/stand_ins stop                it has stopped, and this machine is as before
 
 For Debian, as root. The parts are real: Debian's engine and base system, Envoy from its wheel, Jaeger compiled from its
-Go module. What was made is kept below XDG_CACHE_HOME (about 2 GB) and made again when what it was made from has changed.
+Go module. What was made is kept below XDG_CACHE_HOME (some GB) and made again when what it was made from has changed.
 """
 
 from __future__ import annotations
