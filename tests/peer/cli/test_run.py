@@ -15,6 +15,7 @@ import pytest
 from blazen_peer import ServerSettings, errors
 from blazen_peer.cli import main
 from blazen_peer.cli.outcome import Exit, exit_of
+from blazen_peer.transport.lane import Lane
 
 Command = Callable[..., Any]
 OneLine = Callable[[Any], str]
@@ -36,6 +37,32 @@ def test_result_for_programs(a_peer: StartPeer, command: Command) -> None:
     outcome = command("run", a_peer().address, "any-name", "--step", "demo::echo", "--input", UMLAUT, "--json")
     assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
     assert json.loads(outcome.out) == {"result": json.loads(UMLAUT), "trace_id": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "by_lane"),
+    [
+        pytest.param([], False, id="by-itself"),
+        pytest.param(["--lane", "never"], False, id="never"),
+        pytest.param(["--lane", "auto"], True, id="auto"),
+        pytest.param(["--lane", "always"], True, id="always"),
+    ],
+)
+def test_lane(a_peer: StartPeer, command: Command, monkeypatch: pytest.MonkeyPatch, options: list[str], by_lane: bool) -> None:
+    """``--lane`` says whether the call goes by a lane; without it, it does not."""
+    sent = []
+    invoke = Lane.invoke
+    monkeypatch.setattr(Lane, "invoke", lambda *args: sent.append(1) or invoke(*args))
+    outcome = command("run", a_peer().address, "echo", "--input", "7", *options)
+    assert (outcome.code, outcome.out) == (0, "7\n")
+    assert bool(sent) is by_lane
+
+
+def test_another_word_for_a_lane(a_peer: StartPeer, command: Command) -> None:
+    """Any other word is wrong use."""
+    outcome = command("run", a_peer().address, "echo", "--lane", "often")
+    assert outcome.code == Exit.WRONG_USE
+    assert "not one of auto, never, always" in outcome.err
 
 
 def test_input(a_peer: StartPeer, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
