@@ -224,8 +224,9 @@ async def test_trap_12_pings_kill_calls_on_a_python_server(
     assert got is code
 
 
-async def test_trap_08_our_client_goes_on_by_its_cursor(start_mesh: Any) -> None:
-    """A stream that the sidecars cut again and again gives every event once, in order, and the result: with ``retries=``."""
+async def test_trap_08_our_client_goes_on_by_its_cursor(start_mesh: Any, way: str) -> None:
+    """A stream that the sidecars cut again and again gives every event once, in order, and the result: with ``retries=``, or
+    by lanes, which they cut as well."""
     mesh = await start_mesh(stand_ins=False, extra={"connection_age_secs": 3})
     registry, executed = Registry(), []
 
@@ -243,10 +244,13 @@ async def test_trap_08_our_client_goes_on_by_its_cursor(start_mesh: Any) -> None
         server.serving(mesh.listen("analyst")),
         await PeerClient.connect_async(f"http://{mesh.egress('intake', 'analyst')}", "intake") as client,
     ):
-        stream = client.stream_remote_workflow("count", ["demo::count"], "40", timeout_secs=60, retries=5)
+        stream = client.stream_remote_workflow(
+            "count", ["demo::count"], "40", timeout_secs=60, retries=5 if way == "alone" else 0
+        )
         numbers = [event.data["number"] async for event in stream if event.event_type == "demo::Number"]
     assert numbers == list(range(40))
     assert stream.result.result == "done"
     assert executed == [40]
-    entries = [entry for entry in mesh.log("intake", log="call") if "Attach" in entry["method"] or "Stream" in entry["method"]]
+    named = ("Attach", "Stream") if way == "alone" else ("Lane",)
+    entries = [entry for entry in mesh.log("intake", log="call") if any(name in entry["method"] for name in named)]
     assert len(entries) >= 3
