@@ -29,7 +29,7 @@ settings.load_profile("ours")
 ROOT = Path(__file__).parents[1]
 START_SECS = 20.0
 END_SECS = 20.0
-COMMAND_SECS = 30.0
+COMMAND_SECS = 60.0  # more than the 30 s that some commands wait by themselves, and then say what for
 _LISTENS = re.compile(r"listens on (\S+)")
 _EXITS = re.compile(r"\s+# exits ([0-9]+)$")
 

@@ -30,9 +30,9 @@ from blazen_certs.pem import load_certificate, split_pem
 from blazen_certs.remote_request import MAX_REQUEST_CHARS, read_request_pem
 from blazen_certs.service_issuer import Caller, RefusedError, ServiceIssuer
 from blazen_certs.service_limits import RateLimit
+from blazen_certs.service_listener import Listener
 from blazen_certs.service_wire import (
     CLOSE_SECS,
-    MAX_HEAD_BYTES,
     Answer,
     MalformedError,
     Request,
@@ -60,8 +60,11 @@ class ServiceSettings:
         handshake_secs: How long TLS may take.
         request_secs: How long a request may take from its first byte to its answer's last; waiting for news comes on top.
         max_wait_secs: How long ``/v1/trust`` waits for news at most.
-        max_connections: Open at once; one more is closed unheard.
+        max_connections: Open at once, their handshake done; one more is closed unheard.
         max_connections_each: Of them for one node, or one address that shows no certificate.
+        max_handshakes: Connections whose handshake goes on at once; one more is closed unheard. With the others they stay below
+            the 1024 open files that many systems allow.
+        max_handshakes_each: Of them for one address.
         look_secs: How often the store is looked at for changes that other commands made (``revoke``, ``rotate-root``).
         tend_secs: How often it is asked whether something is due (the service's own certificate, a revocation list); more often
             where the certificates' life is shorter than ten times that.
@@ -72,6 +75,8 @@ class ServiceSettings:
     max_wait_secs: float = 30.0
     max_connections: int = 512
     max_connections_each: int = 8
+    max_handshakes: int = 256
+    max_handshakes_each: int = 64
     look_secs: float = 0.2
     tend_secs: float = 5.0
 
@@ -109,59 +114,56 @@ class CertificateService:
             raise ValidationError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
         with listening:
             shown = "[{}]:{}" if family == socket.AF_INET6 else "{}:{}"
-            server = await self._listen(listening)
-            tending = asyncio.create_task(self._tend(listening, server))
+            settings = self._settings
+            listener = Listener(
+                listening,
+                await self._context(),
+                self._connected,
+                self._refused_connection,
+                handshake_secs=settings.handshake_secs,
+                max_handshakes=settings.max_handshakes,
+                max_handshakes_each=settings.max_handshakes_each,
+            )
+            running = asyncio.create_task(listener.run()), asyncio.create_task(self._tend(listener))
             try:
                 yield shown.format(*listening.getsockname()[:2])
             finally:
-                tending.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await tending
+                for task in running:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
                 for task in tuple(self._tasks):
                     task.cancel()
                 if self._tasks:
                     await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECS)
 
-    async def _listen(self, listening: socket.socket) -> asyncio.Server:
-        """Return a server on a copy of the socket, with what the issuer says now: its own certificate, the trusted roots."""
-        context = await asyncio.to_thread(self._issuer.context, self._refused_handshake)
-        return await asyncio.start_server(
-            self._connected,
-            sock=listening.dup(),
-            ssl=context,
-            limit=MAX_HEAD_BYTES,
-            ssl_handshake_timeout=self._settings.handshake_secs,
-            ssl_shutdown_timeout=CLOSE_SECS,
-        )
+    async def _context(self) -> ssl.SSLContext:
+        """Return TLS with what the issuer says now: its own certificate, the trusted roots."""
+        return await asyncio.to_thread(self._issuer.context, self._refused_handshake)
 
-    async def _tend(self, listening: socket.socket, server: asyncio.Server) -> None:
+    async def _tend(self, listener: Listener) -> None:
         """Keep what is served new. A failure is logged and tried again: the certificates that are out live on meanwhile."""
         every_secs = min(self._settings.tend_secs, self._issuer.lifetime.total_seconds() / 10)
         due = time.monotonic() + every_secs
         version, problem = self._issuer.served, ""
-        try:
-            while True:
-                await asyncio.sleep(self._settings.look_secs)
-                try:
-                    await asyncio.to_thread(self._issuer.look)
-                    if time.monotonic() >= due:
-                        due = time.monotonic() + every_secs
-                        await asyncio.to_thread(self._issuer.tend)
-                    if self._issuer.served != version:
-                        # The socket stays; who connects meanwhile waits in its queue, and open connections live on.
-                        old, server = server, await self._listen(listening)
-                        old.close()
-                        version = self._issuer.served
-                        self._news.set()
-                        self._news = asyncio.Event()
-                except (BlazenError, OSError) as error:
-                    if str(error) != problem:
-                        problem = str(error)
-                        self._tell("problem", problem=problem)
-                else:
-                    problem = ""
-        finally:
-            server.close()
+        while True:
+            await asyncio.sleep(self._settings.look_secs)
+            try:
+                await asyncio.to_thread(self._issuer.look)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + every_secs
+                    await asyncio.to_thread(self._issuer.tend)
+                if self._issuer.served != version:
+                    listener.context = await self._context()  # for those who connect from now on; open connections live on
+                    version = self._issuer.served
+                    self._news.set()
+                    self._news = asyncio.Event()
+            except (BlazenError, OSError) as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    self._tell("problem", problem=problem)
+            else:
+                problem = ""
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (task := asyncio.current_task()) is not None:
@@ -206,6 +208,9 @@ class CertificateService:
             message = "the certificate service cannot do it now; its log says why"
         self._log_refused({"path": path, "why": message, "kind": kind, **caller.facts()})
         return Answer(status, {"error": {"kind": kind, "message": message}})
+
+    def _refused_connection(self, remote: str, why: str) -> None:
+        self._log_refused({"path": "TCP", "why": why, "kind": "Busy", **({"from": remote} if remote else {})})
 
     def _refused_handshake(self, why: str) -> None:
         self._log_refused({"path": "TLS", "why": why, "kind": "Handshake"})

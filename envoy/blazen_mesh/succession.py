@@ -18,7 +18,7 @@ from blazen_mesh.child import OnLine
 from blazen_mesh.connections import accepted, listening
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.settings import Settings
-from blazen_mesh.sidecar import END_SECS, HotRestart, Sidecar
+from blazen_mesh.sidecar import END_SECS, HotRestart, Sidecar, StartError
 
 __all__ = ["BASE_IDS", "Succession", "Turn"]
 
@@ -79,20 +79,23 @@ class Succession:
         """Start the Envoy of *turn*; when this returns it serves, and the one before lets its calls in flight end.
 
         Raises:
-            StartError: It was not ready in time, and has been killed.
+            StartError: It was not ready in time, and has been killed; or it could not be started.
         """
         settings = self._settings
-        sidecar = await Sidecar.start(
-            self._name,
-            envoy=self._envoy,
-            config=self._home / "envoy.json",
-            admin_socket=self._admin_socket,
-            on_line=self._on_line,
-            concurrency=settings.concurrency,
-            flush_ms=settings.flush_ms,
-            hot_restart=self._hot_restart(turn),
-            share_output=settings.share_output,
-        )
+        try:
+            sidecar = await Sidecar.start(
+                self._name,
+                envoy=self._envoy,
+                config=self._home / "envoy.json",
+                admin_socket=self._admin_socket,
+                on_line=self._on_line,
+                concurrency=settings.concurrency,
+                flush_ms=settings.flush_ms,
+                hot_restart=self._hot_restart(turn),
+                share_output=settings.share_output,
+            )
+        except OSError as error:  # no memory, processes or descriptors left
+            raise StartError(f"{self._name} cannot be started: {error}") from None
         self._others.append(sidecar)  # so that it is killed with the others whatever happens now
         try:
             await sidecar.wait_ready(settings.start_secs)
@@ -166,13 +169,16 @@ class Succession:
             sidecar.child.send(signal.SIGKILL)
 
     def end_orphans(self) -> None:
-        """Kill what Envoys a killed supervisor of this directory left: one that has just taken over lives on for ten seconds.
+        """Kill this directory's Envoys that are not ours: those of a killed supervisor, or of one that hung as it took over.
 
-        Envoy asks to be sent SIGTERM when its parent dies, and waits then for the one before it to take its orders.
+        One that has just taken over lives on for ten seconds after its supervisor: it asks to be sent SIGTERM when that dies,
+        and waits then for the one before it to take its orders.
         """
+        ours = {sidecar.child.pid for sidecar in self._all()}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):  # it has ended meanwhile, or is another user's
-                if f"\0--socket-path\0{self._home / 'hot'}\0" in path.read_text(errors="replace"):
+                found = f"\0--socket-path\0{self._home / 'hot'}\0" in path.read_text(errors="replace")
+                if found and int(path.parent.name) not in ours:
                     os.kill(int(path.parent.name), signal.SIGKILL)
 
     def clean(self) -> None:

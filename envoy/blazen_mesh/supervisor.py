@@ -37,6 +37,7 @@ BACKOFF_SECS = (0.1, 10.0)
 FAILED_STARTS = 6
 STEADY_SECS = 60.0
 ASK_AGAIN_SECS = 0.2
+_TELLING = "status"
 
 Level = Literal["info", "warning", "error"]
 Log = Callable[[Level, str], None]
@@ -162,7 +163,7 @@ class Supervisor:
         if not self._claim.take():
             raise StartError(f"yet another supervisor has {self._home}")
         await self._server.start()
-        self._on_status(self.status)
+        self._tell()
 
     async def _start(self, envoy: Coroutine[Any, Any, None]) -> None:
         generation = self._generation
@@ -297,6 +298,7 @@ class Supervisor:
                     self._claim.release()
                     part(writer)
                 else:
+                    self._envoys.end_orphans()  # Envoy lets no other one in beside it
                     self._replace_because = "another supervisor began to take over, and went away"
                     self._log("warning", self._replace_because)
         finally:
@@ -340,10 +342,19 @@ class Supervisor:
 
     def _set(self, **changes: Any) -> None:
         status = replace(self.status, **changes)
-        if status != self.status:
+        if status != self.status or _TELLING in self._problems:
             self.status = status
-            if self._claim.held:  # otherwise it is for another supervisor to say
-                self._on_status(status)
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._claim.held:  # it is for another supervisor to say
+            return
+        try:
+            self._on_status(self.status)
+        except OSError as error:  # a full disk, say: no reason to end what serves
+            self._note(_TELLING, f"cannot say how it is: {error}")
+        else:
+            self._note(_TELLING, None)
 
     async def _unless(self, stopping: asyncio.Task[Any], work: Coroutine[Any, Any, None]) -> bool:
         """Do *work* unless *stopping* comes first; return whether it was done."""

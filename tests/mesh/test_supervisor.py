@@ -23,6 +23,7 @@ from blazen_mesh.generation import Generations, Source
 from blazen_mesh.handover import hand_over
 from blazen_mesh.mesh import load_mesh
 from blazen_mesh.paths import NodePaths
+from blazen_mesh.ready import readiness
 from blazen_mesh.render import render_node
 from blazen_mesh.sidecar import HotRestart, Sidecar
 from blazen_mesh.succession import BASE_IDS, SHARED_MEMORY, Turn
@@ -458,6 +459,71 @@ async def test_successor_that_fails(start_mesh: Any, tmp_path: Path) -> None:
     assert await second.child.wait() == 1
     await first.until(lambda status: status["ready"] and status["starts"] == 2)
     assert await mesh.call("intake", "analyst") == b"hello"
+
+
+async def test_successor_that_leaves_its_envoy(start_mesh: Any, envoy: Path) -> None:
+    """The Envoy of a second supervisor that went away, or hung, is ended by the first one, which goes on with another."""
+    mesh = await start_mesh(sidecars=["intake"])
+    first = await mesh.supervise("analyst")
+    reader, writer = await asyncio.open_unix_connection(first.home / "sidecar.sock")
+    writer.write(b"POST /hand-over HTTP/1.1\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    turn = json.loads(await reader.readline())
+    sidecar = await Sidecar.start(
+        "second",
+        envoy=envoy,
+        config=first.home / "envoy.json",
+        admin_socket=first.home / "admin.sock",
+        on_line=lambda *_: None,
+        hot_restart=HotRestart(turn["base_id"], turn["epoch"] + 1, first.home / "hot", 30),
+    )
+    try:
+        await sidecar.wait_ready(WAIT_SECS)
+        writer.close()
+        await first.until(lambda status: status["ready"] and status["starts"] == 2)
+        assert await sidecar.child.ends(WAIT_SECS)
+        assert await mesh.call("intake", "analyst") == b"hello"
+    finally:
+        await sidecar.child.kill()
+
+
+async def test_ready_file_that_cannot_be_written(start_mesh: Any) -> None:
+    """It serves on without its ready file, says why that is missing, and writes it once it can."""
+    mesh = await start_mesh(sidecars=["intake"])
+    blocked = mesh.root / "blocked"
+    blocked.touch()
+    analyst = await mesh.supervise("analyst", "--ready-file", str(blocked / "ready"))
+    (problem,) = analyst.status["degraded"]
+    assert problem.startswith("cannot say how it is: ")
+    assert str(blocked) in problem
+    assert await mesh.call("intake", "analyst") == b"hello"
+    blocked.unlink()
+    status = await analyst.until(lambda status: not status["degraded"])
+    assert json.loads((blocked / "ready").read_text()) == status
+    assert len(mesh.log("analyst", message=problem)) == 1
+
+
+async def test_log_that_cannot_be_written(start_mesh: Any, envoy: Path) -> None:
+    """A full disk under its log costs the log, and neither its start nor its orderly end."""
+    mesh = await start_mesh(sidecars=["intake"])
+    argv = ["--node", "analyst", "--mesh", str(mesh.write_toml()), "--identity-dir", str(mesh.identities["analyst"])]
+    argv += ["--config-dir", str(mesh.root / "analyst"), "--envoy", str(envoy), "--drain-secs", "0"]
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "blazen_mesh", "sidecar", *argv, stdout=full)
+    os.close(full)
+    try:
+        async with asyncio.timeout(WAIT_SECS):
+            while not (await asyncio.to_thread(readiness, mesh.root / "analyst"))["ready"]:
+                assert process.returncode is None
+                await asyncio.sleep(0.02)
+        assert await mesh.call("intake", "analyst") == b"hello"
+        process.terminate()
+        await asyncio.wait_for(process.wait(), WAIT_SECS)
+        assert not (mesh.root / "analyst" / "sidecar.sock").exists()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_successor_that_says_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -99,8 +100,9 @@ async def _supervise(source: Source, envoy: Path, settings: Settings, ready_file
     def log(level: str, text: str, name: str = "sidecar") -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry: dict[str, Any] = {"time": time, "log": name, "level": level, "node": source.node, "message": text}
-        sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a full disk costs lines of the log, not the sidecar
+            sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
 
     def on_line(_: str, line: str) -> None:
         level, _, text = line.partition(" ")
@@ -132,6 +134,11 @@ async def _supervise(source: Source, envoy: Path, settings: Settings, ready_file
     except BlazenError as error:  # here, where it becomes a line of the log
         log("error", str(error))
         return PROBLEMS if isinstance(error, (MeshError, PublishError, StartError)) else WRONG_USE
+    except OSError as error:
+        if not supervisor.serving.is_set():  # a path that was given
+            raise
+        log("error", f"it cannot go on: {error}")
+        return PROBLEMS
     log("info", "ended")
     return DONE
 

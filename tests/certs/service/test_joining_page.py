@@ -61,7 +61,12 @@ def test_bounds_are_those_of_the_code() -> None:
     expected = {
         "TLS": (settings.handshake_secs, settings.request_secs, settings.max_wait_secs),
         "a request": (MAX_HEAD_BYTES / 1024, MAX_REQUEST_BYTES / 1024),
-        "connections": (settings.max_connections, settings.max_connections_each),
+        "connections": (
+            settings.max_connections,
+            settings.max_connections_each,
+            settings.max_handshakes,
+            settings.max_handshakes_each,
+        ),
         "a code": (DEFAULT_CODE_LIFETIME.seconds / 60, MAX_CODE_LIFETIME.days, MAX_FAILURES, MAX_OPEN_CODES, MAX_CLOSED_CODES),
         "a node's patience": (CONNECT_SECS, ANSWER_SECS, FIRST_RETRY_SECS, LAST_RETRY_SECS, REFUSED_RETRY_SECS),
     }

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from blazen_certs.errors import ServiceError
 from blazen_certs.join import join
 from blazen_certs.remote import ServiceAddress
-from blazen_certs.service import ServiceSettings
+from blazen_certs.service import CertificateService, ServiceSettings
+from blazen_certs.service_issuer import ServiceIssuer
 
 Start = Callable[..., Awaitable[Any]]
 QUICK = ServiceSettings(look_secs=0.02, handshake_secs=0.5, request_secs=0.5)
@@ -66,6 +68,50 @@ async def test_connections_are_bounded(start_service: Start) -> None:
                 break
             except ServiceError:
                 await asyncio.sleep(0.05)
+
+
+BOUNDS = [
+    pytest.param({"max_handshakes_each": 3}, ["127.0.0.1"] * 3, "127.0.0.1", id="of-one-address"),
+    pytest.param({"max_handshakes": 3}, ["127.0.0.2"] * 2 + ["127.0.0.3"], "127.0.0.1", id="of-all"),
+]
+
+
+@pytest.mark.parametrize(("bound", "held_from", "one_more"), BOUNDS)
+async def test_handshakes_are_bounded(start_service: Start, bound: dict[str, int], held_from: list[str], one_more: str) -> None:
+    """So many connections without a handshake and no more, which is logged; when they are gone, nodes join again."""
+    service = await start_service(settings=replace(QUICK, handshake_secs=120, **bound))
+    address = (service.address.host, service.address.port)
+    done = await asyncio.open_connection(*address, ssl=unchecked())  # its handshake is over, and it does not count
+    held = [await asyncio.open_connection(*address, local_addr=(local, 0)) for local in held_from]
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(*address, local_addr=(one_more, 0))
+        assert await _rest(reader) == b""
+        writer.close()
+        told = await service.logged("refused")
+        assert (told["from"], told["kind"], told["why"]) == (one_more, "Busy", "too many handshakes at once")
+        for _, other in held:
+            other.close()
+        while True:
+            try:
+                await service.join("analyst")
+                break
+            except ServiceError:
+                await asyncio.sleep(0.05)
+    done[1].close()
+
+
+async def test_leaving_ends_handshakes(start_service: Start) -> None:
+    """A service ends at once, though a handshake may take two minutes."""
+    service = await start_service()
+    issuer = ServiceIssuer(service.authority, lifetime=timedelta(hours=1), log=lambda _: None)
+    settings = replace(QUICK, handshake_secs=120)
+    async with asyncio.timeout(30):
+        async with CertificateService(issuer, lambda _: None, settings).serving("127.0.0.1", 0) as where:
+            address = ServiceAddress.parse(where)
+            held = [await asyncio.open_connection(address.host, address.port) for _ in range(2)]
+        for reader, writer in held:
+            assert await _rest(reader) == b""
+            writer.close()
 
 
 async def test_questions_are_bounded(start_service: Start) -> None:
