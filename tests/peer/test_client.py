@@ -25,6 +25,7 @@ from blazen_peer import (
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
+from tests.peer.wire_proxy import wired
 
 pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
 
@@ -228,3 +229,18 @@ async def test_cancelling_severs_the_wait_only(
         go.set()
         await finished.wait()
     await until(lambda: server._invocations.in_progress == 0)
+
+
+async def test_connecting_may_take_a_while(serve: Serve, connect: Connect, registry: Registry) -> None:
+    """A way on which nothing comes back for 600 ms, far away or busy, is connected all the same, and used."""
+
+    @registry.step("far::echo")
+    async def echo(event: StartEvent) -> StopEvent:
+        return StopEvent(result=event.data)
+
+    server = await serve()
+    async with wired(server) as wire:
+        wire.delay_secs = 0.6
+        client = await connect(wire.address)
+        assert (await client.run_remote_workflow("w", ["far::echo"], "1", 10)).result == 1
+        assert wire.connections == 1

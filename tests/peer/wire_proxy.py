@@ -19,6 +19,7 @@ class Wire:
 
     def __init__(self, port: int) -> None:
         self.target_port, self.connections, self.refusing, self.address = port, 0, False, ""
+        self.delay_secs = 0.0  # before anything goes through a new connection
         self._writers: set[asyncio.StreamWriter] = set()
         self.passing = asyncio.Event()
         self.passing.set()
@@ -43,6 +44,7 @@ class Wire:
         try:
             if self.refusing:
                 return
+            await asyncio.sleep(self.delay_secs)
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
             self._writers.add(back_writer)
             try:

@@ -8,9 +8,9 @@ from typing import Annotated, Final
 import typer
 
 from blazen_peer.address_book import PEERS_FILE
+from blazen_peer.cli.tls import client_tls
 from blazen_peer.client import PeerClient
 from blazen_peer.transport.lanes import LaneMode
-from blazen_peer.transport.tls import ClientTls
 
 __all__ = ["DataClass", "PeersFile", "connected", "named"]
 
@@ -34,17 +34,22 @@ def named(node_id: str | None) -> str:
 def connected(
     address: str,
     node_id: str | None,
-    *,
-    tls: ClientTls | None,
     data_class: str | None,
     peers_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_ca: Path | None,
+    tls_server_name: str | None,
     lane: LaneMode = "never",
 ) -> PeerClient:
-    """Connect; without a name given, as the node whose address book it is, or as ``cli``. One call gains nothing by a lane.
+    """Connect as a command's own options say; without a name given, as the node whose address book it is, or as ``cli``.
+
+    One call gains nothing by a lane.
 
     Raises:
-        ValidationError, PeerError: As for ``PeerClient.connect``.
+        ValidationError, PeerError: As for :func:`client_tls` and ``PeerClient.connect``.
     """
     if node_id is None and not address.startswith("peer:"):
         node_id = UNNAMED
+    tls = client_tls(tls_cert, tls_key, tls_ca, tls_server_name)
     return PeerClient.connect(address, node_id, tls=tls, data_class=data_class, peers_file=peers_file, lane=lane)

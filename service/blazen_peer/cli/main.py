@@ -23,7 +23,7 @@ from blazen_peer.cli.refs import ref_object, refs_app
 from blazen_peer.cli.runs import cancel, follow
 from blazen_peer.cli.serving import end_process, serve_app
 from blazen_peer.cli.show import description_object, show_description, show_result
-from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls, server_tls
+from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, server_tls
 from blazen_peer.cli.token import token
 from blazen_peer.cli.trace import trace
 from blazen_peer.config import ServerSettings
@@ -203,9 +203,12 @@ def run(
             connected(
                 address,
                 node_id,
-                tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name),
-                data_class=data,
-                peers_file=peers_file,
+                data,
+                peers_file,
+                tls_cert,
+                tls_key,
+                tls_ca,
+                tls_server_name,
                 lane=cast("LaneMode", lane),
             ) as client,
             telemetry.command_span("run", workflow),
@@ -256,9 +259,7 @@ def describe(
 
       blazen-peer describe http://127.0.0.1:16001
     """
-    with connected(
-        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
-    ) as client:
+    with connected(address, node_id, data, peers_file, tls_cert, tls_key, tls_ca, tls_server_name) as client:
         description = client.describe_blocking()
     if as_json:
         print_json(description_object(description))

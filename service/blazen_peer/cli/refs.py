@@ -19,7 +19,7 @@ from blazen_peer.cli.connection import DataClass, PeersFile, connected
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import print_json, printable
 from blazen_peer.cli.show import PIPE_COLUMNS
-from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls
+from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName
 from blazen_peer.errors import RefNotFoundError, ValidationError
 from blazen_peer.ref_calls import DEREF_TIMEOUT_SECS
 from blazen_peer.ref_listing import HeldRef
@@ -55,9 +55,7 @@ def list_(
 
       blazen-peer refs list http://127.0.0.1:16001 --node-id intake
     """
-    with connected(
-        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
-    ) as client:
+    with connected(address, node_id, data, peers_file, tls_cert, tls_key, tls_ca, tls_server_name) as client:
         held = client.list_refs_blocking()
     if as_json:
         print_json({"refs": [_object(item) for item in held]})
@@ -100,9 +98,7 @@ def deref(
       blazen-peer refs deref http://127.0.0.1:16001 6f1f0d0e-8a52-4c0b-8f5a-3c0c6f8f7c11 --output model.bin
     """
     ref = RemoteRef(_parsed(uuid), "", type_tag, 0)
-    with connected(
-        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
-    ) as client:
+    with connected(address, node_id, data, peers_file, tls_cert, tls_key, tls_ca, tls_server_name) as client:
         if output == "-":
             client.deref_to_blocking(ref, sys.stdout.buffer, timeout_secs=timeout)
             return
@@ -138,9 +134,7 @@ def release(
       blazen-peer refs release http://127.0.0.1:16001 6f1f0d0e-8a52-4c0b-8f5a-3c0c6f8f7c11
     """
     ref = RemoteRef(_parsed(uuid), "", "", 0)
-    with connected(
-        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
-    ) as client:
+    with connected(address, node_id, data, peers_file, tls_cert, tls_key, tls_ca, tls_server_name) as client:
         if not client.release_blocking(ref):
             raise RefNotFoundError(f"session ref {ref.uuid} not found")
     if as_json:

@@ -10,7 +10,7 @@ import typer
 from blazen_peer.cli.connection import DataClass, PeersFile, connected
 from blazen_peer.cli.options import Address, AsJson, NodeId
 from blazen_peer.cli.outcome import Exit, print_json, printable
-from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName, client_tls
+from blazen_peer.cli.tls import TlsCa, TlsCert, TlsKey, TlsServerName
 from blazen_peer.events import StopEvent
 from blazen_peer.remote_stream import RemoteStream
 from blazen_peer.runtime.result import WorkflowResult
@@ -55,9 +55,7 @@ def cancel(
 
       blazen-peer cancel http://127.0.0.1:16001 nightly-2026-11-23 --node-id intake
     """
-    with connected(
-        address, node_id, tls=client_tls(tls_cert, tls_key, tls_ca, tls_server_name), data_class=data, peers_file=peers_file
-    ) as client:
+    with connected(address, node_id, data, peers_file, tls_cert, tls_key, tls_ca, tls_server_name) as client:
         report = client.cancel_blocking(invocation_id, grace_secs=grace)
     still = report.outcome is CancelOutcome.STILL_STOPPING
     if as_json:

@@ -29,6 +29,7 @@ from blazen_peer.errors import (
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.envelopes import read_input, response_of
 from blazen_peer.runtime.event_log import Gap, LoggedEvent
+from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT
 from blazen_peer.runtime.invocation import Invocation
 from blazen_peer.runtime.ref_serving import RefServing
 from blazen_peer.runtime.registry import Registry
@@ -153,7 +154,7 @@ class Invocations:
         if isinstance(known, Running):
             invocation = known.run
             if invocation.run is None:
-                self._end_queued(invocation, "workflow cancelled")
+                self._end_queued(invocation, CANCELLED)
                 return CancelReport(CancelOutcome.STOPPED)
             invocation.run.cancel()
         if (stopping := self._stopping.get(key)) is None:
@@ -180,7 +181,7 @@ class Invocations:
         """Cancel the calls in progress and return how many they were."""
         queued, running = list(self._queue), list(self._running)
         for invocation in queued:
-            self._end_queued(invocation, "workflow cancelled")
+            self._end_queued(invocation, CANCELLED)
         for invocation in running:
             if invocation.run is not None:
                 invocation.run.cancel()
@@ -312,7 +313,7 @@ class Invocations:
                 f"{len(self._running)} runs are in progress and {len(self._queue)} wait, as many as may", _RETRY_AFTER_SECS
             )
         deadline = self._loop.time() + timeout_secs
-        why = f"workflow timed out after {timeout_secs:.10g}s"
+        why = f"{TIMED_OUT}{timeout_secs:.10g}s"
         timer = self._loop.call_at(deadline, self._end_queued, invocation, why)
         # Its trace and its other context variables are its caller's, and not those of the run whose end gives it its turn.
         start = partial(self._start, invocation, workflow, document, caller, metadata, timeout_secs, deadline)

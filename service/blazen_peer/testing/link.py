@@ -29,7 +29,7 @@ _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 10),  # a peer that was started anew is found at once
-    ("grpc.min_reconnect_backoff_ms", 10),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 50),
 )
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"

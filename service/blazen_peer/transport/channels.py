@@ -34,7 +34,7 @@ _OPTIONS: Final = (
     ("grpc.service_config_disable_resolution", 1),  # no retry policy from DNS: what may be repeated is ours to say
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt may take, whatever its name says: TLS far away needs it
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
