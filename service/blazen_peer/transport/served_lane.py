@@ -257,7 +257,7 @@ class ServedLane:
         try:
             admitted = self._admit(self._metadata, self._context)
         except BlazenError as error:
-            return error
+            return error.with_traceback(None)  # whose frames would hold the message, in a cycle
         if admitted.caller != self.caller or admitted.caller.stamps != self.caller.stamps:
             raise _broken("a lane belongs to one caller")
         return None
