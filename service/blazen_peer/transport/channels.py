@@ -165,6 +165,15 @@ class Channels:
         """Whether these channels speak TLS themselves."""
         return self._tls is not None
 
+    @property
+    def lanes(self) -> Lanes | None:
+        """The running loop's lanes, where there are some by now; None without a loop."""
+        try:
+            endpoint = self._endpoints.get(asyncio.get_running_loop())
+        except RuntimeError:
+            return None
+        return None if endpoint is None else endpoint.lanes
+
     def here(self) -> Endpoint:
         """Return the running loop's endpoint: a new one, on a new connection, once the TLS files have changed."""
         loop = asyncio.get_running_loop()

@@ -76,12 +76,6 @@ class LaneServicer:
         for lane in self._lanes:
             lane.send_away(reason)
 
-    async def quiet(self, within_secs: float) -> None:
-        """Wait until what is in flight on lanes now was answered, at most that long."""
-        left = [task for lane in self._lanes for task in lane.frames]
-        if left:
-            await asyncio.wait(left, timeout=within_secs)
-
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""
         for lane in self._lanes:

@@ -105,11 +105,6 @@ class ServedLane:
         """How many of its frames are not answered."""
         return len(self._frames)
 
-    @property
-    def frames(self) -> tuple[asyncio.Task[None], ...]:
-        """The tasks that answer them."""
-        return tuple(self._frames.values())
-
     async def hello(self) -> None:
         """Take how the caller opens the lane."""
         try:
