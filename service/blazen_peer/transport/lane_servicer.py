@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -77,10 +78,11 @@ class LaneServicer:
             lane.send_away(reason)
 
     async def quiet(self, within_secs: float) -> None:
-        """Wait until what is in flight on lanes now was answered, at most that long."""
-        left = [task for lane in self._lanes for task in lane.frames]
-        if left:
-            await asyncio.wait(left, timeout=within_secs)
+        """Wait until what is in flight on lanes was answered, at most that long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_secs):
+                for lane in list(self._lanes):
+                    await lane.answered()
 
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""
