@@ -12,13 +12,14 @@ from typing import Any, Final, Self, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from blazen_peer.errors import BlazenError, EncodeError, PeerError, TransportError
+from blazen_peer.errors import BlazenError, EncodeError, TransportError
 from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError
 from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS, WRITE_SECS
 from blazen_peer.transport.lane_stream import EVENT_CREDIT, LATE, LaneStream
+from blazen_peer.transport.lane_told import not_opened, told_by
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import control_pb2, lane_pb2
-from blazen_peer.transport.status import DETAILS_KEY, raised_by, raised_by_refusal
+from blazen_peer.transport.status import raised_by, raised_by_refusal
 from blazen_peer.wire.metadata import CallMetadata
 
 __all__ = ["Lane", "LaneCall"]
@@ -34,6 +35,7 @@ class Lane:
     Attributes:
         key: What its calls' ids begin with.
         headers: What came before the peer's first message, some of it by the sidecars.
+        told: What they mean.
         instance_id: The process on the other end.
         max_frame_bytes: The largest envelope that it takes.
         retired: Whether new frames should go elsewhere.
@@ -57,8 +59,11 @@ class Lane:
         self._silence: asyncio.TimerHandle | None = None
         self.headers: tuple[tuple[str, str | bytes], ...] = ()
         self.instance_id, self.max_frame_bytes, self.max_open_frames = "", 0, 0
+        self.told = told_by(())
         self.retired = False
         self.ended: TransportError | None = None
+        self._shut = False
+        self._ids_seen = 0
 
     @classmethod
     async def open(cls, call: LaneCall, key: str, client_node_id: str, authorization: Callable[[], str | None]) -> Self:
@@ -84,13 +89,14 @@ class Lane:
                 if raw is grpc.aio.EOF:
                     raise TransportError("the peer closed the lane as it was opened", may_have_run=False)
                 lane.headers = tuple(await call.initial_metadata() or ())
+                lane.told = told_by(lane.headers)
             message = _parsed(raw)
         except BaseException as error:
             call.cancel()
             if isinstance(error, TimeoutError):
                 raise TransportError(f"no lane was opened within {HELLO_SECS:g} s", may_have_run=False) from None
             if isinstance(error, grpc.aio.AioRpcError):
-                raise _not_opened(error) from error
+                raise not_opened(error) from error
             raise
         welcome, lane.retired = message.welcome, message.HasField("going_away")
         lane.instance_id, lane.max_frame_bytes = welcome.instance_id, welcome.max_frame_bytes
@@ -100,12 +106,19 @@ class Lane:
         for task in (lane._writing, lane._listening):
             task.add_done_callback(lane._over)
         lane._silence = lane._loop.call_later(SILENCE_SECS, lane._check_silence)
+        if lane.retired:  # it is there for what broke elsewhere; nothing may need it
+            lane._loop.call_later(LEAVE_SECS, lane._close_if_done)
         return lane
 
     @property
     def is_open(self) -> bool:
         """Whether it takes new frames."""
         return self.ended is None and not self.retired and self.in_flight < self.max_open_frames
+
+    @property
+    def takes_up(self) -> bool:
+        """Whether it takes frames that were open on another lane to the same process, though it may take no new ones."""
+        return self.ended is None and not self._shut and self.in_flight < self.max_open_frames
 
     @property
     def is_leaving(self) -> bool:
@@ -116,6 +129,11 @@ class Lane:
     def in_flight(self) -> int:
         """How many frames are open."""
         return len(self._waiting) + len(self._streams)
+
+    def unused(self) -> bool:
+        """Return whether no frame is open, and none was begun since this was asked last."""
+        seen, self._ids_seen = self._ids_seen, self._ids
+        return seen == self._ids and not self.in_flight
 
     async def invoke(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float) -> bytes:
         """Return the response envelope to *envelope*.
@@ -271,7 +289,7 @@ class Lane:
         error = raised_by_refusal(refusal.code, refusal.text, refusal.details)
         if not refusal.at_the_gate:
             return error
-        self.retired = True
+        self.retired = self._shut = True
         return LaneShutError(error)
 
     def _close_if_done(self) -> None:
@@ -361,15 +379,3 @@ def _parsed(raw: Any) -> lane_pb2.LaneResponse:
         return lane_pb2.LaneResponse.FromString(raw)
     except DecodeError:
         raise EncodeError("the message is not a LaneResponse") from None
-
-
-def _not_opened(error: grpc.aio.AioRpcError) -> BlazenError:
-    """Return the error for a lane that was not opened: the peer's own refusal, or that there is none to be had.
-
-    A sidecar that refuses says nothing but a code. It may know of no lanes, and let calls through that go by themselves.
-    """
-    failure = raised_by(error)
-    if isinstance(failure, TransportError):
-        return type(failure)(str(failure), may_have_run=False)
-    by_the_peer = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
-    return failure if by_the_peer else PeerError(f"there is no lane to be had: {failure}", kind="Unsupported")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -77,13 +76,6 @@ class LaneServicer:
         for lane in self._lanes:
             lane.send_away(reason)
 
-    async def quiet(self, within_secs: float) -> None:
-        """Wait until what is in flight on lanes was answered, at most that long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_secs):
-                for lane in list(self._lanes):
-                    await lane.answered()
-
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""
         for lane in self._lanes:
@@ -110,7 +102,9 @@ class LaneServicer:
             await lane.follow(self._welcome(), self._leaving)
         except LaneError as error:
             logger.info("a lane of %s ends: %s", who, error)
-            broken = error
+            code, text = error.code, str(error)
+            # Its frames hold the message that was wrong, up to 1 MiB, and tasks of theirs hold it: until the collector comes.
+            error.__traceback__ = None
         else:
             return
         finally:
@@ -120,7 +114,7 @@ class LaneServicer:
             if not self._lanes:
                 self._none_open.set()
         async with asyncio.timeout(ABORT_SECS):  # a status waits behind what the caller does not take
-            await context.abort(broken.code, str(broken))
+            await context.abort(code, text)
 
     def _refusal(self, who: str) -> BlazenError | None:
         if len(self._lanes) >= MAX_LANES:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
 from blazen_peer.auth import AUTHORIZATION
+from blazen_peer.auth.tokens import MAX_BEARER_CHARS
 from blazen_peer.errors import BlazenError, EncodeError, OverloadedError, ValidationError
 from blazen_peer.identity import Caller, check_node_id
 from blazen_peer.transport.gate import Admitted
@@ -47,6 +48,7 @@ Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 _FRAME_BYTES: Final = 16  # about what a frame takes around its envelope
 _MOMENT_SECS: Final = 0.05
 SLICE_FRAMES: Final = 32  # calls of one message that are begun before what they answer gets its turn
+_MAX_AUTHORIZATION_CHARS: Final = len("Bearer ") + MAX_BEARER_CHARS
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,8 @@ class ServedLane:
             raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {HELLO_SECS:g} s") from None
         if message is None or not message.HasField("hello") or message.hello.version != LANE_VERSION:
             raise _broken(f"a lane begins with a hello of version {LANE_VERSION}")
+        if _frames_in(message):
+            raise _broken("a lane begins with a hello alone")
         if node_id := message.hello.client_node_id:
             try:
                 self._client_node_id = check_node_id(node_id)
@@ -241,7 +245,7 @@ class ServedLane:
             message.dropped,
             message.credits,
         )
-        if len(calls) + len(attaches) + len(cancels) + len(dropped) + len(credits_) > MAX_FRAMES:
+        if _frames_in(message) > MAX_FRAMES:
             raise _broken(f"a message holds more than {MAX_FRAMES} frames")
         refusal = self._admitted_anew(message.authorization)
         if refusal is not None:
@@ -273,12 +277,14 @@ class ServedLane:
     def _admitted_anew(self, authorization: str) -> BlazenError | None:
         """Ask the gate about the caller as of now, with a fresh token where one came; return what it refuses with."""
         if authorization:
+            if len(authorization) > _MAX_AUTHORIZATION_CHARS:  # it is kept
+                raise _broken("the authorization is longer than any token")
             self._metadata = [pair for pair in self._metadata if pair[0] != AUTHORIZATION]
             self._metadata.append((AUTHORIZATION, authorization))
         try:
             admitted = self._admit(self._metadata, self._context)
         except BlazenError as error:
-            return error
+            return error.with_traceback(None)  # whose frames would hold the message, in a cycle
         if admitted.caller != self.caller or admitted.caller.stamps != self.caller.stamps:
             raise _broken("a lane belongs to one caller")
         return None
@@ -344,10 +350,12 @@ class ServedLane:
         number = call.id
         with _Answering(self, number, "InvokeSubWorkflow"):
             envelope, metadata = self._read_call(call)
-            if call.stream:
+            stream, credit = call.stream, call.event_credit
+            del call  # it keeps the whole message that it came in, which may be 1 MiB, for as long as the run takes
+            if stream:
                 with run_call_span(PEER_SERVICE, "StreamSubWorkflowEvents", self._node_id, self.caller, metadata):
                     events = self._service.stream(envelope, self.caller, metadata)
-                    await self._streamed(number, call.event_credit, events)
+                    await self._streamed(number, credit, events)
                 return
             answer = await served_call(self._service.invoke, self._node_id, envelope, self.caller, metadata)
             await self._writer.room()
@@ -356,10 +364,12 @@ class ServedLane:
     async def _attach(self, attach: lane_pb2.Attach) -> None:
         number = attach.id
         with _Answering(self, number, "Attach"):
-            metadata = CallMetadata(invocation_id=attach.invocation_id, client_node_id=self._client_node_id)
+            invocation_id, cursor, credit = attach.invocation_id, attach.cursor, attach.event_credit
+            del attach  # as in _call
+            metadata = CallMetadata(invocation_id=invocation_id, client_node_id=self._client_node_id).checked()
             with run_call_span(CONTROL_SERVICE, "Attach", self._node_id, self.caller, metadata):
-                events = self._service.attach(self.caller, attach.invocation_id, attach.cursor)
-                await self._streamed(number, attach.event_credit, events)
+                events = self._service.attach(self.caller, invocation_id, cursor)
+                await self._streamed(number, credit, events)
 
     async def _streamed(self, number: int, credit: int, events: AsyncIterator[SubWorkflowEvent]) -> None:
         held = self._streams[number] = EventCredit()
@@ -378,10 +388,12 @@ class ServedLane:
     async def _cancel(self, cancel: lane_pb2.Cancel) -> None:
         number = cancel.id
         with _Answering(self, number, "Cancel"):
-            metadata = CallMetadata(invocation_id=cancel.invocation_id, client_node_id=self._client_node_id)
+            invocation_id, grace_secs = cancel.invocation_id, cancel.grace_ms / 1000
+            del cancel  # as in _call
+            metadata = CallMetadata(invocation_id=invocation_id, client_node_id=self._client_node_id).checked()
             with run_call_span(CONTROL_SERVICE, "Cancel", self._node_id, self.caller, metadata):
-                report = await self._service.cancel(self.caller, cancel.invocation_id, cancel.grace_ms / 1000)
-            logger.info("%s cancelled invocation %s: %s", self.caller, cancel.invocation_id, report.outcome)
+                report = await self._service.cancel(self.caller, invocation_id, grace_secs)
+            logger.info("%s cancelled invocation %s: %s", self.caller, invocation_id, report.outcome)
             raw = cancel_response(report).SerializeToString()
             self._writer.message.cancelled.add(id=number, response=raw)
             self._writer.note(len(raw) + _FRAME_BYTES)
@@ -422,6 +434,11 @@ class _Answering:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         return self._lane._over(self._number, self._method, error)
+
+
+def _frames_in(message: lane_pb2.LaneRequest) -> int:
+    frames = len(message.calls) + len(message.attaches) + len(message.cancels)
+    return frames + len(message.dropped) + len(message.credits)
 
 
 def _broken(text: str) -> LaneError:
