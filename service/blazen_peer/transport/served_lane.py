@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from operator import itemgetter
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
 from blazen_peer.auth import AUTHORIZATION
+from blazen_peer.auth.refusal import Refused
 from blazen_peer.errors import BlazenError, EncodeError, OverloadedError, ValidationError
-from blazen_peer.identity import Caller, check_node_id
-from blazen_peer.transport.gate import Admitted
-from blazen_peer.transport.lane_frames import EventCredit, metadata_of
+from blazen_peer.identity import check_node_id
+from blazen_peer.transport.call_log import CallLog
+from blazen_peer.transport.call_rate import CallRate, over_rate
+from blazen_peer.transport.gate import Admitted, answer_to, note_refusal
+from blazen_peer.transport.lane_frames import LANE_METHOD, EventCredit, Frame, metadata_of, method_of, said_id
 from blazen_peer.transport.lane_limits import (
     HELLO_SECS,
     LANE_VERSION,
@@ -27,21 +30,18 @@ from blazen_peer.transport.lane_limits import (
     MAX_OPEN_FRAMES,
     SILENCE_SECS,
 )
+from blazen_peer.transport.lane_service import Admit, Context, LaneError, LaneService
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.run_servicer import cancel_response, run_call_span
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE, served_call
 from blazen_peer.transport.status import DETAILS_KEY, refusal_of
 from blazen_peer.wire import SubWorkflowEvent
-from blazen_peer.wire.cancellation import CancelReport
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["Admit", "Context", "LaneError", "LaneService", "Metadata", "ServedLane"]
+__all__ = ["ServedLane"]
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Answer: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
-Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 
 _FRAME_BYTES: Final = 16  # about what a frame takes around its envelope
 _MOMENT_SECS: Final = 0.05
@@ -50,44 +50,35 @@ _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 logger = logging.getLogger(__name__)
 
 
-class LaneService(Protocol):
-    """What answers the frames; ``runtime.invocations`` does."""
-
-    async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
-        """Answer a call: request envelope, caller, metadata -> response envelope."""
-
-    def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
-        """Answer a call, and give what its run emits meanwhile."""
-
-    def attach(self, caller: Caller, invocation_id: str, cursor: int) -> AsyncIterator[SubWorkflowEvent]:
-        """Give what a run of *caller*'s emits."""
-
-    async def cancel(self, caller: Caller, invocation_id: str, grace_secs: float) -> CancelReport:
-        """Stop a run of *caller*'s."""
-
-
-class LaneError(Exception):
-    """The caller broke the lane's rules, or is gone: the lane ends with this status."""
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
 class ServedLane:
     """One lane. Belongs to one event loop.
 
     Each open frame has one task; what they answer waits in the writer, which is bounded in bytes: while it is full, nothing
     more is read or answered, so that a caller who takes no answers soon gives no more work either.
 
+    Args:
+        rate: How many frames each caller may still send.
+        log: Takes a line for each frame; None where nobody asked for that.
+
     Attributes:
         caller: Whose it is.
     """
 
-    def __init__(self, service: LaneService, node_id: str, admitted: Admitted, admit: Admit, context: Context) -> None:
+    def __init__(
+        self,
+        service: LaneService,
+        node_id: str,
+        admitted: Admitted,
+        admit: Admit,
+        rate: CallRate,
+        log: CallLog | None,
+        context: Context,
+    ) -> None:
         self._service, self._node_id, self._admit, self._context = service, node_id, admit, context
         self.caller, metadata = admitted
         self._metadata = list(metadata)
+        self._rate, self.log = rate, log
+        self._granted = 0  # frames of the message that is being opened, which are within the caller's rate
         self._loop = asyncio.get_running_loop()
         self._frames: dict[int, asyncio.Task[None]] = {}
         self._streams: dict[int, EventCredit] = {}
@@ -222,9 +213,11 @@ class ServedLane:
         )
         if len(calls) + len(attaches) + len(cancels) + len(dropped) + len(credits_) > MAX_FRAMES:
             raise _broken(f"a message holds more than {MAX_FRAMES} frames")
+        asked = len(calls) + len(attaches) + len(cancels)
+        self._granted = self._rate.take(self.caller.name, asked) if asked else 0
         refusal = self._admitted_anew(message.authorization)
         if refusal is not None:
-            self._shut(refusal)
+            self._shut(refusal, noted=asked > 0)
         for number in dropped:
             self._sever(number)
         for credit in credits_:
@@ -237,45 +230,63 @@ class ServedLane:
             for call in calls:
                 self._open(call.id, refusal, self._call, call)
         else:  # in the order in which their caller made them
-            frames: list[tuple[int, _Answer, Any]] = [(call.id, self._call, call) for call in calls]
+            frames: list[tuple[int, _Answer, Frame]] = [(call.id, self._call, call) for call in calls]
             frames += [(attach.id, self._attach, attach) for attach in attaches]
             frames += [(cancel.id, self._cancel, cancel) for cancel in cancels]
             for number, answer, frame in sorted(frames, key=itemgetter(0)):
                 self._open(number, refusal, answer, frame)
 
-    def _admitted_anew(self, authorization: str) -> BlazenError | None:
+    def _admitted_anew(self, authorization: str) -> Refused | None:
         """Ask the gate about the caller as of now, with a fresh token where one came; return what it refuses with."""
         if authorization:
             self._metadata = [pair for pair in self._metadata if pair[0] != AUTHORIZATION]
             self._metadata.append((AUTHORIZATION, authorization))
         try:
             admitted = self._admit(self._metadata, self._context)
-        except BlazenError as error:
-            return error
+        except Refused as refused:
+            return refused
         if admitted.caller != self.caller or admitted.caller.stamps != self.caller.stamps:
             raise _broken("a lane belongs to one caller")
         return None
 
-    def _shut(self, refusal: BlazenError) -> None:
-        """The gate lets the lane in no longer: streams end. Calls that it let in before are answered, as on their own."""
+    def _shut(self, refusal: Refused, *, noted: bool) -> None:
+        """The gate lets the lane in no longer: streams end. Calls that it let in before are answered, as on their own.
+
+        Args:
+            noted: Whether frames are about to be refused, each with a line in the log.
+        """
+        if not noted:
+            note_refusal(LANE_METHOD, refusal, self._client_node_id, None)
         for number in list(self._streams):
             self._sever(number)
-            self._refuse(number, refusal, at_the_gate=True)
+            self._refuse(number, answer_to(refusal), at_the_gate=True)
 
-    def _open(self, number: int, refusal: BlazenError | None, answer: _Answer, frame: Any) -> None:
+    def _open(self, number: int, refusal: Refused | None, answer: _Answer, frame: Frame) -> None:
         if number <= self._last_id:
             raise _broken(f"frame {number} does not come after {self._last_id}")
         self._last_id = number
-        if refusal is not None:
-            self._refuse(number, refusal, at_the_gate=True)
+        self._granted -= 1
+        if self._granted < 0:  # before the gate, as at the ingress: what is over the rate costs next to nothing
+            self._turn_away(frame, over_rate())
+        elif refusal is not None:
+            note_refusal(method_of(frame), refusal, self._client_node_id, said_id(frame))
+            self._turn_away(frame, answer_to(refusal), at_the_gate=True)
         elif len(self._frames) >= MAX_OPEN_FRAMES:
-            self._refuse(number, OverloadedError(f"{MAX_OPEN_FRAMES} frames of this lane are open, as many as may be", 1.0))
+            self._turn_away(frame, OverloadedError(f"{MAX_OPEN_FRAMES} frames of this lane are open, as many as may be", 1.0))
         else:
             self._frames[number] = self._loop.create_task(answer(frame))
 
+    def _turn_away(self, frame: Frame, error: BlazenError, *, at_the_gate: bool = False) -> None:
+        """Refuse a frame of which nothing was looked at."""
+        if not at_the_gate:
+            telemetry.refused(method_of(frame).rpartition("/")[2], error.kind)
+        if self.log is not None:
+            self.log.write(frame, self.caller, self._client_node_id, error, began=self.log.now(), sent_bytes=0)
+        self._refuse(frame.id, error, at_the_gate=at_the_gate)
+
     async def _call(self, call: lane_pb2.Call) -> None:
         number = call.id
-        with _Answering(self, number, "InvokeSubWorkflow"):
+        with _Answering(self, call) as answering:
             metadata = metadata_of(call, self._client_node_id)
             if len(call.envelope) > MAX_FRAME_BYTES:
                 raise EncodeError(
@@ -286,11 +297,12 @@ class ServedLane:
             if call.stream:
                 with run_call_span(PEER_SERVICE, "StreamSubWorkflowEvents", self._node_id, self.caller, metadata):
                     events = self._service.stream(call.envelope, self.caller, metadata)
-                    await self._streamed(number, call.event_credit, events)
+                    await self._streamed(answering, call.event_credit, events)
                 return
             envelope = await served_call(self._service.invoke, self._node_id, call.envelope, self.caller, metadata)
             if self._writer.waiting_bytes > MAX_FRAME_BYTES:
                 await self._writer.room()
+            answering.sent_bytes = len(envelope)
             if len(envelope) > MAX_FRAME_BYTES:
                 self._writer.message.answers.add(id=number, too_large=True)
                 self._writer.note(_FRAME_BYTES)
@@ -299,14 +311,14 @@ class ServedLane:
                 self._writer.note(len(envelope) + _FRAME_BYTES)
 
     async def _attach(self, attach: lane_pb2.Attach) -> None:
-        number = attach.id
-        with _Answering(self, number, "Attach"):
+        with _Answering(self, attach) as answering:
             metadata = CallMetadata(invocation_id=attach.invocation_id, client_node_id=self._client_node_id)
             with run_call_span(CONTROL_SERVICE, "Attach", self._node_id, self.caller, metadata):
                 events = self._service.attach(self.caller, attach.invocation_id, attach.cursor)
-                await self._streamed(number, attach.event_credit, events)
+                await self._streamed(answering, attach.event_credit, events)
 
-    async def _streamed(self, number: int, credit: int, events: AsyncIterator[SubWorkflowEvent]) -> None:
+    async def _streamed(self, answering: _Answering, credit: int, events: AsyncIterator[SubWorkflowEvent]) -> None:
+        number = answering.frame.id
         held = self._streams[number] = EventCredit()
         try:
             held.add(credit)
@@ -317,25 +329,31 @@ class ServedLane:
                 await self._writer.room()
                 self._writer.message.events.add(id=number, envelope=raw)
                 self._writer.note(len(raw) + _FRAME_BYTES)
+                answering.sent_bytes += len(raw)
         finally:
             del self._streams[number]
 
     async def _cancel(self, cancel: lane_pb2.Cancel) -> None:
-        number = cancel.id
-        with _Answering(self, number, "Cancel"):
+        with _Answering(self, cancel) as answering:
             metadata = CallMetadata(invocation_id=cancel.invocation_id, client_node_id=self._client_node_id)
             with run_call_span(CONTROL_SERVICE, "Cancel", self._node_id, self.caller, metadata):
                 report = await self._service.cancel(self.caller, cancel.invocation_id, cancel.grace_ms / 1000)
             logger.info("%s cancelled invocation %s: %s", self.caller, cancel.invocation_id, report.outcome)
             raw = cancel_response(report).SerializeToString()
-            self._writer.message.cancelled.add(id=number, response=raw)
+            self._writer.message.cancelled.add(id=cancel.id, response=raw)
             self._writer.note(len(raw) + _FRAME_BYTES)
+            answering.sent_bytes = len(raw)
 
-    def _over(self, number: int, method: str, error: BaseException | None) -> bool:
+    def _over(self, answering: _Answering, error: BaseException | None) -> bool:
         """Take note of a frame's end; what it raised is its answer, where that is for its caller to know."""
+        frame, number = answering.frame, answering.frame.id
         self._frames.pop(number, None)
+        if self.log is not None:
+            self.log.write(
+                frame, self.caller, self._client_node_id, error, began=answering.began, sent_bytes=answering.sent_bytes
+            )
         if isinstance(error, BlazenError):
-            telemetry.refused(method, error.kind)
+            telemetry.refused(method_of(frame).rpartition("/")[2], error.kind)
             self._refuse(number, error)
         elif isinstance(error, Exception):
             logger.error("a defect ended a frame of a lane", exc_info=error)
@@ -357,16 +375,17 @@ class ServedLane:
 class _Answering:
     """Turns what is raised inside into a frame's answer. A class, since a generator costs each call two microseconds."""
 
-    __slots__ = ("_lane", "_method", "_number")
+    __slots__ = ("_lane", "began", "frame", "sent_bytes")
 
-    def __init__(self, lane: ServedLane, number: int, method: str) -> None:
-        self._lane, self._number, self._method = lane, number, method
+    def __init__(self, lane: ServedLane, frame: Frame) -> None:
+        self._lane, self.frame, self.sent_bytes = lane, frame, 0
+        self.began = 0.0 if lane.log is None else lane.log.now()
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        return self._lane._over(self._number, self._method, error)
+        return self._lane._over(self, error)
 
 
 def _broken(text: str) -> LaneError:
