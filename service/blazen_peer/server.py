@@ -237,6 +237,7 @@ class PeerServer:
                 ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the bound holds only before a message is unpacked
             ),
         )
         self._lanes = LaneServicer(

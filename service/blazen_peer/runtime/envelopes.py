@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+from typing import Final
 
 from blazen_peer import jsontext
 from blazen_peer.errors import EncodeError, ValidationError
@@ -11,14 +11,14 @@ from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT
 from blazen_peer.runtime.run import Run
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
 
-__all__ = ["read_input", "response_of"]
+__all__ = ["MAX_INLINE_BYTES", "read_input", "response_of"]
 
-_MAX_INLINE_BYTES = 256 * 1024
+MAX_INLINE_BYTES: Final = 256 * 1024  # of an envelope whose input the loop may parse: 5 MB can hold it for a second
 _BARE = (TIMED_OUT, CANCELLED)  # texts that stand without "workflow error: " on the wire
 
 
-async def read_input(request: SubWorkflowRequest, named: bool, data_class: str | None = None) -> tuple[object, bytes]:
-    """Return the input, parsed, and the request's fingerprint. A large one's in a thread: 5 MB can hold a loop for a second.
+def read_input(request: SubWorkflowRequest, named: bool, data_class: str | None = None) -> tuple[object, bytes]:
+    """Return the input, parsed, and the request's fingerprint. Beyond ``MAX_INLINE_BYTES`` that is for a thread.
 
     Args:
         request: What came.
@@ -28,9 +28,7 @@ async def read_input(request: SubWorkflowRequest, named: bool, data_class: str |
     Raises:
         EncodeError: The input is not JSON.
     """
-    if len(request.input_json) <= _MAX_INLINE_BYTES:
-        return _parsed(request.input_json), _fingerprint(request, data_class) if named else b""
-    return await asyncio.to_thread(lambda: (_parsed(request.input_json), _fingerprint(request, data_class) if named else b""))
+    return _parsed(request.input_json), _fingerprint(request, data_class) if named else b""
 
 
 def _parsed(input_json: bytes) -> object:

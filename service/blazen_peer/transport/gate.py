@@ -134,7 +134,10 @@ class GateInterceptor(grpc.GenericRpcHandler):
         uris = tuple(context.auth_context().get(_CERTIFICATE_URIS, ())) if self._direct_tls else None
         status = self._admit(method, metadata, uris)
         if status is not None:
-            raise _ANSWERS[status]
+            answer = _ANSWERS[status]
+            raise type(answer)(
+                *answer.args
+            )  # each its own: one that is raised again and again gathers tracebacks, and keeps them
         return ADMITTED.get()
 
     def _found(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeAlias
@@ -44,7 +45,9 @@ class Lane:
     def __init__(self, call: LaneCall, key: str, authorization: Callable[[], str | None]) -> None:
         self._call, self._authorization, self.key = call, authorization, key
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Any], float]] = {}  # and when, by the loop's time, it is too late
+        self._late: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
         self._streams: dict[int, LaneStream] = {}
         self._ids = 0
         self._sent_authorization: str | None = None
@@ -181,17 +184,38 @@ class Lane:
             message.authorization = self._sent_authorization = value
 
     async def _answered(self, number: int, size_bytes: int, deadline_secs: float) -> Any:
-        waiting = self._waiting[number] = self._loop.create_future()
+        waiting = self._loop.create_future()
+        ends = self._loop.time() + deadline_secs
+        self._waiting[number] = waiting, ends
         self._writer.note(size_bytes)
-        timer = self._loop.call_later(deadline_secs, self._give_up, number)
+        if ends < self._looks_at:
+            self._look_at(ends)
         try:
             return await waiting
         except asyncio.CancelledError:
             self._drop(number)
             raise
         finally:
-            timer.cancel()
             del self._waiting[number]
+
+    def _look_at(self, when: float) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._looks_at, self._late = when, self._loop.call_at(when, self._give_up_late)
+
+    def _give_up_late(self) -> None:
+        """End the calls whose time is over. One timer for all of them: nearly every call is answered long before."""
+        now, self._late, self._looks_at = self._loop.time(), None, math.inf
+        for number, (waiting, ends) in self._waiting.items():
+            if waiting.done():
+                continue
+            if ends <= now:
+                waiting.set_exception(TransportError(LATE))
+                self._drop(number)
+            elif ends < self._looks_at:
+                self._looks_at = ends
+        if self._looks_at < math.inf:
+            self._look_at(self._looks_at)
 
     def _followed(self, number: int, size_bytes: int, deadline_secs: float) -> LaneStream:
         stream = self._streams[number] = LaneStream(self, number, self._loop.time() + deadline_secs)
@@ -221,12 +245,6 @@ class Lane:
             self._farewell.cancel()
         self._fail("the client was closed while it waited for the answer")
 
-    def _give_up(self, number: int) -> None:
-        waiting = self._waiting.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(TransportError(LATE))
-            self._drop(number)
-
     def _drop(self, number: int) -> None:
         if self.ended is None:
             self._writer.message.dropped.append(number)
@@ -247,22 +265,23 @@ class Lane:
             if (stream := streams.get(event.id)) is not None:
                 stream.put(event.envelope)
         for answer in message.answers:
-            future = waiting.get(answer.id)
-            if future is None:
-                if (stream := streams.get(answer.id)) is not None:
+            number = answer.id
+            if (open_frame := waiting.get(number)) is None:
+                if (stream := streams.get(number)) is not None:
                     stream.fail(self._refused(answer.refusal))
-            elif future.done():
                 continue
-            elif answer.HasField("envelope"):
-                future.set_result(answer.envelope)
+            future = open_frame[0]
+            if future.done():
+                continue
+            if envelope := answer.envelope:  # no response envelope is empty
+                future.set_result(envelope)
             elif answer.HasField("refusal"):
                 future.set_exception(self._refused(answer.refusal))
             else:
                 future.set_exception(AnswerTooLargeError("the answer is too large for a frame"))
         for cancelled in message.cancelled:
-            future = waiting.get(cancelled.id)
-            if future is not None and not future.done():
-                future.set_result(control_pb2.CancelResponse.FromString(cancelled.response))
+            if (open_frame := waiting.get(cancelled.id)) is not None and not open_frame[0].done():
+                open_frame[0].set_result(control_pb2.CancelResponse.FromString(cancelled.response))
         if message.HasField("going_away"):
             self.retired = True
 
@@ -276,8 +295,7 @@ class Lane:
     def _close_if_done(self) -> None:
         if self.retired and not self._waiting and not self._streams and self.ended is None:
             self.ended = LaneBrokenError("the lane was given up", may_have_run=False)
-            if self._silence is not None:
-                self._silence.cancel()
+            self._stop_timers()
             self._farewell = self._loop.create_task(self._leave())
 
     async def _leave(self) -> None:
@@ -295,6 +313,11 @@ class Lane:
         finally:
             self._writing.cancel()
             self._call.cancel()  # does nothing to a call that is over
+
+    def _stop_timers(self) -> None:
+        for timer in (self._silence, self._late):
+            if timer is not None:
+                timer.cancel()
 
     def _check_silence(self) -> None:
         left_secs = self._heard + SILENCE_SECS - time.monotonic()
@@ -319,8 +342,7 @@ class Lane:
         if self.ended is not None:
             return
         self.ended = LaneBrokenError(why)
-        if self._silence is not None:
-            self._silence.cancel()
+        self._stop_timers()
         self._call.cancel()
         for task in (self._writing, self._listening):
             if task is not None:
@@ -329,7 +351,7 @@ class Lane:
         for message in self._writer.unsent():
             for frames in (message.calls, message.attaches, message.cancels):
                 unsent.update(frame.id for frame in frames)
-        for number, waiting in self._waiting.items():
+        for number, (waiting, _) in self._waiting.items():
             if not waiting.done():
                 waiting.set_exception(LaneBrokenError(why, may_have_run=number not in unsent))
         for number, stream in self._streams.items():

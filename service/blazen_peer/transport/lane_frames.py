@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from blazen_peer.errors import EncodeError
-from blazen_peer.transport.lane_limits import MAX_CREDIT
+from blazen_peer.transport.lane_limits import MAX_CREDIT, MAX_TRACE_CHARS
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.wire.metadata import CallMetadata
 
@@ -41,9 +41,9 @@ def metadata_of(call: lane_pb2.Call, client_node_id: str | None) -> CallMetadata
         EncodeError: It says what metadata could not.
     """
     trace = {}
-    if call.traceparent:
+    if 0 < len(call.traceparent) <= MAX_TRACE_CHARS:
         trace["traceparent"] = call.traceparent
-        if call.tracestate:
+        if 0 < len(call.tracestate) <= MAX_TRACE_CHARS:
             trace["tracestate"] = call.tracestate
     return CallMetadata(
         invocation_id=call.invocation_id or None,

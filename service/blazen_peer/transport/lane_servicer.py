@@ -102,7 +102,9 @@ class LaneServicer:
             await lane.follow(self._welcome(), self._leaving)
         except LaneError as error:
             logger.info("a lane of %s ends: %s", who, error)
-            broken = error
+            code, text = error.code, str(error)
+            # Its frames hold the message that was wrong, up to 1 MiB, and tasks of theirs hold it: until the collector comes.
+            error.__traceback__ = None
         else:
             return
         finally:
@@ -112,7 +114,7 @@ class LaneServicer:
             if not self._lanes:
                 self._none_open.set()
         async with asyncio.timeout(ABORT_SECS):  # a status waits behind what the caller does not take
-            await context.abort(broken.code, str(broken))
+            await context.abort(code, text)
 
     def _refusal(self, who: str) -> BlazenError | None:
         if len(self._lanes) >= MAX_LANES:

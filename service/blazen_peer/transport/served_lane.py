@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
 from blazen_peer.auth import AUTHORIZATION
+from blazen_peer.auth.tokens import MAX_BEARER_CHARS
 from blazen_peer.errors import BlazenError, EncodeError, OverloadedError, ValidationError
 from blazen_peer.identity import Caller, check_node_id
 from blazen_peer.transport.gate import Admitted
@@ -45,13 +47,25 @@ Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 
 _FRAME_BYTES: Final = 16  # about what a frame takes around its envelope
 _MOMENT_SECS: Final = 0.05
+SLICE_FRAMES: Final = 32  # calls of one message that are begun before what they answer gets its turn
+_MAX_AUTHORIZATION_CHARS: Final = len("Bearer ") + MAX_BEARER_CHARS
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 logger = logging.getLogger(__name__)
 
 
+class Answering(Protocol):
+    """A call that was begun."""
+
+    def on_answer(self, tell: Callable[[bytes], None]) -> None:
+        """Call *tell* with the response envelope, at once or later."""
+
+
 class LaneService(Protocol):
     """What answers the frames; ``runtime.invocations`` does."""
+
+    def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Answering:
+        """Begin a call that :meth:`invoke` would answer."""
 
     async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
         """Answer a call: request envelope, caller, metadata -> response envelope."""
@@ -77,8 +91,8 @@ class LaneError(Exception):
 class ServedLane:
     """One lane. Belongs to one event loop.
 
-    Each open frame has one task; what they answer waits in the writer, which is bounded in bytes: while it is full, nothing
-    more is read or answered, so that a caller who takes no answers soon gives no more work either.
+    What answers the frames waits in the writer, which is bounded in bytes: while it is full, nothing more is read or answered,
+    so that a caller who takes no answers soon gives no more work either.
 
     Attributes:
         caller: Whose it is.
@@ -89,7 +103,8 @@ class ServedLane:
         self.caller, metadata = admitted
         self._metadata = list(metadata)
         self._loop = asyncio.get_running_loop()
-        self._frames: dict[int, asyncio.Task[None]] = {}
+        self._frames: dict[int, asyncio.Task[None] | None] = {}  # a plain call has no task but its run's
+        self._none_open: asyncio.Future[None] | None = None
         self._streams: dict[int, EventCredit] = {}
         self._last_id = 0
         self._client_node_id: str | None = None
@@ -103,6 +118,13 @@ class ServedLane:
         """How many of its frames are not answered."""
         return len(self._frames)
 
+    async def answered(self) -> None:
+        """Wait until no frame is open."""
+        while self._frames:
+            if self._none_open is None or self._none_open.done():
+                self._none_open = self._loop.create_future()
+            await asyncio.shield(self._none_open)  # several wait for it: one that is cancelled must not take it along
+
     async def hello(self) -> None:
         """Take how the caller opens the lane."""
         try:
@@ -112,6 +134,8 @@ class ServedLane:
             raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {HELLO_SECS:g} s") from None
         if message is None or not message.HasField("hello") or message.hello.version != LANE_VERSION:
             raise _broken(f"a lane begins with a hello of version {LANE_VERSION}")
+        if _frames_in(message):
+            raise _broken("a lane begins with a hello alone")
         if node_id := message.hello.client_node_id:
             try:
                 self._client_node_id = check_node_id(node_id)
@@ -159,8 +183,7 @@ class ServedLane:
             flushing.cancel()
 
     async def _flushed(self) -> None:
-        if self._frames:
-            await asyncio.wait(set(self._frames.values()))
+        await self.answered()
         await self._writer.flushed()
 
     def send_away(self, reason: str) -> None:
@@ -174,17 +197,24 @@ class ServedLane:
 
     def close(self) -> None:
         """Sever what waits for runs; the runs go on."""
-        for task in self._frames.values():
-            task.cancel()
+        for number in list(self._frames):
+            self._sever(number)
 
     def _sever(self, number: int) -> None:
-        if (task := self._frames.pop(number, None)) is not None:  # the task may not have begun, and never end by itself then
+        task = self._frames.get(number)
+        self._gone(number)
+        if task is not None:
             task.cancel()
+
+    def _gone(self, number: int) -> None:
+        self._frames.pop(number, None)
+        if self._none_open is not None and not self._frames and not self._none_open.done():
+            self._none_open.set_result(None)
 
     async def _take_all(self) -> None:
         while (message := await self._read()) is not None:
             self._heard = time.monotonic()
-            self._take(message)
+            await self._take(message)
             await self._writer.room()
             self._heard = time.monotonic()
 
@@ -205,7 +235,7 @@ class ServedLane:
         except DecodeError:
             raise _broken("the message is not a LaneRequest") from None
 
-    def _take(self, message: lane_pb2.LaneRequest) -> None:
+    async def _take(self, message: lane_pb2.LaneRequest) -> None:
         if message.HasField("hello"):
             raise _broken("a lane begins once")
         calls, attaches, cancels, dropped, credits_ = (
@@ -215,7 +245,7 @@ class ServedLane:
             message.dropped,
             message.credits,
         )
-        if len(calls) + len(attaches) + len(cancels) + len(dropped) + len(credits_) > MAX_FRAMES:
+        if _frames_in(message) > MAX_FRAMES:
             raise _broken(f"a message holds more than {MAX_FRAMES} frames")
         refusal = self._admitted_anew(message.authorization)
         if refusal is not None:
@@ -229,8 +259,14 @@ class ServedLane:
                 except EncodeError as error:
                     raise _broken(str(error)) from None
         if not (attaches or cancels):
-            for call in calls:
-                self._open(call.id, refusal, self._call, call)
+            plain = not telemetry.enabled()
+            for count, call in enumerate(calls, 1):
+                if plain and not (call.stream or call.traceparent):
+                    self._open(call.id, refusal, None, call)
+                else:
+                    self._open(call.id, refusal, self._call, call)
+                if not count % SLICE_FRAMES:
+                    await asyncio.sleep(0)  # what is answered goes out, and its caller works, while the rest is worked on here
         else:  # in the order in which their caller made them
             frames: list[tuple[int, _Answer, Any]] = [(call.id, self._call, call) for call in calls]
             frames += [(attach.id, self._attach, attach) for attach in attaches]
@@ -241,12 +277,14 @@ class ServedLane:
     def _admitted_anew(self, authorization: str) -> BlazenError | None:
         """Ask the gate about the caller as of now, with a fresh token where one came; return what it refuses with."""
         if authorization:
+            if len(authorization) > _MAX_AUTHORIZATION_CHARS:  # it is kept
+                raise _broken("the authorization is longer than any token")
             self._metadata = [pair for pair in self._metadata if pair[0] != AUTHORIZATION]
             self._metadata.append((AUTHORIZATION, authorization))
         try:
             admitted = self._admit(self._metadata, self._context)
         except BlazenError as error:
-            return error
+            return error.with_traceback(None)  # whose frames would hold the message, in a cycle
         if admitted.caller != self.caller or admitted.caller.stamps != self.caller.stamps:
             raise _broken("a lane belongs to one caller")
         return None
@@ -257,7 +295,7 @@ class ServedLane:
             self._sever(number)
             self._refuse(number, refusal, at_the_gate=True)
 
-    def _open(self, number: int, refusal: BlazenError | None, answer: _Answer, frame: Any) -> None:
+    def _open(self, number: int, refusal: BlazenError | None, answer: _Answer | None, frame: Any) -> None:
         if number <= self._last_id:
             raise _broken(f"frame {number} does not come after {self._last_id}")
         self._last_id = number
@@ -265,41 +303,73 @@ class ServedLane:
             self._refuse(number, refusal, at_the_gate=True)
         elif len(self._frames) >= MAX_OPEN_FRAMES:
             self._refuse(number, OverloadedError(f"{MAX_OPEN_FRAMES} frames of this lane are open, as many as may be", 1.0))
-        else:
+        elif answer is not None:
             self._frames[number] = self._loop.create_task(answer(frame))
+        else:
+            self._frames[number] = None
+            self._begin(number, frame)
+
+    def _begin(self, number: int, call: lane_pb2.Call) -> None:
+        """Begin a plain call, of which nothing is traced: it needs no task beside its run's."""
+        try:
+            envelope, metadata = self._read_call(call)
+            self._service.begin(envelope, self.caller, metadata).on_answer(partial(self._answer, number))
+        except Exception as error:
+            self._over(number, "InvokeSubWorkflow", error)
+
+    def _read_call(self, call: lane_pb2.Call) -> tuple[bytes, CallMetadata]:
+        metadata, envelope = metadata_of(call, self._client_node_id), call.envelope
+        if len(envelope) > MAX_FRAME_BYTES:
+            text = f"an envelope of {len(envelope)} bytes is over the lane's {MAX_FRAME_BYTES}"
+            raise EncodeError(text, len(envelope), MAX_FRAME_BYTES)
+        return envelope, metadata
+
+    def _answer(self, number: int, envelope: bytes) -> None:
+        if number not in self._frames:  # nobody waits for it any more
+            return
+        if self._writer.waiting_bytes > MAX_FRAME_BYTES:
+            self._frames[number] = self._loop.create_task(self._answer_in_turn(number, envelope))
+        else:
+            self._put_answer(number, envelope)
+            self._gone(number)
+
+    async def _answer_in_turn(self, number: int, envelope: bytes) -> None:
+        with _Answering(self, number, "InvokeSubWorkflow"):
+            await self._writer.room()
+            self._put_answer(number, envelope)
+
+    def _put_answer(self, number: int, envelope: bytes) -> None:
+        if len(envelope) > MAX_FRAME_BYTES:
+            self._writer.message.answers.add(id=number, too_large=True)
+            self._writer.note(_FRAME_BYTES)
+        else:
+            self._writer.message.answers.add(id=number, envelope=envelope)
+            self._writer.note(len(envelope) + _FRAME_BYTES)
 
     async def _call(self, call: lane_pb2.Call) -> None:
         number = call.id
         with _Answering(self, number, "InvokeSubWorkflow"):
-            metadata = metadata_of(call, self._client_node_id)
-            if len(call.envelope) > MAX_FRAME_BYTES:
-                raise EncodeError(
-                    f"an envelope of {len(call.envelope)} bytes is over the lane's {MAX_FRAME_BYTES}",
-                    len(call.envelope),
-                    MAX_FRAME_BYTES,
-                )
-            if call.stream:
+            envelope, metadata = self._read_call(call)
+            stream, credit = call.stream, call.event_credit
+            del call  # it keeps the whole message that it came in, which may be 1 MiB, for as long as the run takes
+            if stream:
                 with run_call_span(PEER_SERVICE, "StreamSubWorkflowEvents", self._node_id, self.caller, metadata):
-                    events = self._service.stream(call.envelope, self.caller, metadata)
-                    await self._streamed(number, call.event_credit, events)
+                    events = self._service.stream(envelope, self.caller, metadata)
+                    await self._streamed(number, credit, events)
                 return
-            envelope = await served_call(self._service.invoke, self._node_id, call.envelope, self.caller, metadata)
-            if self._writer.waiting_bytes > MAX_FRAME_BYTES:
-                await self._writer.room()
-            if len(envelope) > MAX_FRAME_BYTES:
-                self._writer.message.answers.add(id=number, too_large=True)
-                self._writer.note(_FRAME_BYTES)
-            else:
-                self._writer.message.answers.add(id=number, envelope=envelope)
-                self._writer.note(len(envelope) + _FRAME_BYTES)
+            answer = await served_call(self._service.invoke, self._node_id, envelope, self.caller, metadata)
+            await self._writer.room()
+            self._put_answer(number, answer)
 
     async def _attach(self, attach: lane_pb2.Attach) -> None:
         number = attach.id
         with _Answering(self, number, "Attach"):
-            metadata = CallMetadata(invocation_id=attach.invocation_id, client_node_id=self._client_node_id)
+            invocation_id, cursor, credit = attach.invocation_id, attach.cursor, attach.event_credit
+            del attach  # as in _call
+            metadata = CallMetadata(invocation_id=invocation_id, client_node_id=self._client_node_id).checked()
             with run_call_span(CONTROL_SERVICE, "Attach", self._node_id, self.caller, metadata):
-                events = self._service.attach(self.caller, attach.invocation_id, attach.cursor)
-                await self._streamed(number, attach.event_credit, events)
+                events = self._service.attach(self.caller, invocation_id, cursor)
+                await self._streamed(number, credit, events)
 
     async def _streamed(self, number: int, credit: int, events: AsyncIterator[SubWorkflowEvent]) -> None:
         held = self._streams[number] = EventCredit()
@@ -318,17 +388,19 @@ class ServedLane:
     async def _cancel(self, cancel: lane_pb2.Cancel) -> None:
         number = cancel.id
         with _Answering(self, number, "Cancel"):
-            metadata = CallMetadata(invocation_id=cancel.invocation_id, client_node_id=self._client_node_id)
+            invocation_id, grace_secs = cancel.invocation_id, cancel.grace_ms / 1000
+            del cancel  # as in _call
+            metadata = CallMetadata(invocation_id=invocation_id, client_node_id=self._client_node_id).checked()
             with run_call_span(CONTROL_SERVICE, "Cancel", self._node_id, self.caller, metadata):
-                report = await self._service.cancel(self.caller, cancel.invocation_id, cancel.grace_ms / 1000)
-            logger.info("%s cancelled invocation %s: %s", self.caller, cancel.invocation_id, report.outcome)
+                report = await self._service.cancel(self.caller, invocation_id, grace_secs)
+            logger.info("%s cancelled invocation %s: %s", self.caller, invocation_id, report.outcome)
             raw = cancel_response(report).SerializeToString()
             self._writer.message.cancelled.add(id=number, response=raw)
             self._writer.note(len(raw) + _FRAME_BYTES)
 
     def _over(self, number: int, method: str, error: BaseException | None) -> bool:
         """Take note of a frame's end; what it raised is its answer, where that is for its caller to know."""
-        self._frames.pop(number, None)
+        self._gone(number)
         if isinstance(error, BlazenError):
             telemetry.refused(method, error.kind)
             self._refuse(number, error)
@@ -362,6 +434,11 @@ class _Answering:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         return self._lane._over(self._number, self._method, error)
+
+
+def _frames_in(message: lane_pb2.LaneRequest) -> int:
+    frames = len(message.calls) + len(message.attaches) + len(message.cancels)
+    return frames + len(message.dropped) + len(message.credits)
 
 
 def _broken(text: str) -> LaneError:
