@@ -40,8 +40,8 @@ bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/deref.py
 	@$(BIN)/python bench/waiting_runs.py
 
-soak: $(VENV)/.ready  ## lose nothing while everything is replaced under load, for 60 s; SECS=N
-	@$(BIN)/python bench/soak.py --secs $(or $(SECS),60)
+soak: $(VENV)/.ready  ## lose nothing while everything is replaced under load, for 60 s; SECS=N, KILL_SECS=10
+	@$(BIN)/python bench/soak.py --secs $(or $(SECS),60) --kill-secs $(or $(KILL_SECS),0)
 
 proto: $(VENV)/.ready ## regenerate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/blazen_peer/transport/proto/*.proto

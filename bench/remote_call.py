@@ -55,6 +55,7 @@ RUST = "the stock Rust pair"
 
 MESH = """\
 trust_domain = "bench.example"
+calls_per_sec = 10_000_000
 
 [peers.intake]
 sidecar = "127.0.0.1:{intake_sidecar}"

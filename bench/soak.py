@@ -239,7 +239,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep logs and journals there")
     options = parser.parse_args(namespace=Options())
-    if not (0 < options.secs <= MAX_SECS and 0 < options.rate <= MAX_RATE):
+    if not (0 < options.secs <= MAX_SECS and 0 < options.rate <= MAX_RATE and options.kill_secs >= 0):
         parser.error(f"--secs goes up to {MAX_SECS:g}, --rate up to {MAX_RATE:g}: each call is kept account of")
     with contextlib.ExitStack() as stack:
         home = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak")))
@@ -248,16 +248,20 @@ def main() -> int:
     if options.json:
         sys.stdout.write(json.dumps({"ok": not wrong, "numbers": numbers, "wrong": wrong}) + "\n")
         return bool(wrong)
+    show(numbers, wrong, Console())
+    return bool(wrong)
+
+
+def show(numbers: dict[str, Any], wrong: list[str], console: Console) -> None:
+    """Print the numbers as a table, and what is wrong below it."""
     table = Table("what", "how many", title="under load, everything replaced", title_justify="left")
     table.columns[1].justify = "right"
     for what, many in numbers.items():
         table.add_row(what, f"{many:,}" if isinstance(many, int) else f"{many:,.1f}")
-    console = Console()
     console.print(table)
     for line in wrong:
-        console.print(f"[red]wrong:[/red] {line}")
-    console.print("nothing was lost" if not wrong else f"{len(wrong)} things are wrong")
-    return bool(wrong)
+        console.print(f"wrong: {line}", style="red", markup=False)
+    console.print(f"{len(wrong)} things are wrong" if wrong else "every call is accounted for")
 
 
 if __name__ == "__main__":

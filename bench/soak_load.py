@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ CALL_SECS = 40.0
 END_SECS = CALL_SECS + 15.0
 """By then a call has its end: the run's own time, what the client waits above it, and ten seconds for a busy machine."""
 SLOW_EVERY, SLOW_SECS = 10, 1.0
+STREAM_EVERY, EVENTS = 2, 4
+"""Of the slow ones, each second is a stream of so many events."""
 
 
 @dataclass(slots=True)
@@ -55,13 +58,16 @@ class WatchedClient(PeerClient):
 
 def watch_lanes() -> None:
     """Note to which process each frame of a call is sent, for the rest of this process's life."""
-    invoke = Lane.invoke
+    for name in ("invoke", "stream"):
+        setattr(Lane, name, _watched(getattr(Lane, name)))
 
+
+def _watched(send: Callable[..., Any]) -> Callable[..., Any]:
     def watched(lane: Lane, *args: Any, **named: Any) -> Any:
         _CALL.get().lanes.append(lane.instance_id)
-        return invoke(lane, *args, **named)
+        return send(lane, *args, **named)
 
-    Lane.invoke = watched  # type: ignore[method-assign]
+    return watched
 
 
 @dataclass
@@ -77,6 +83,7 @@ class Load:
     sent: int = 0
     secs: float = 0.0
     answered: int = 0
+    streamed: int = 0
     by_lanes: int = 0
     moved: int = 0
     failed: list[Call] = field(default_factory=list)
@@ -92,26 +99,43 @@ class Load:
                 if (ahead := due - time.monotonic()) > 0:
                     await asyncio.sleep(ahead)
                 self.sent += 1
-                group.create_task(self._call(f"call-{self.sent}", SLOW_SECS if self.sent % SLOW_EVERY == 0 else 0))
+                secs_of_it = SLOW_SECS if self.sent % SLOW_EVERY == 0 else 0
+                stream = self.sent % (SLOW_EVERY * STREAM_EVERY) == 0
+                group.create_task(self._call(f"call-{self.sent}", secs_of_it, stream))
             self.secs = max(secs, time.monotonic() - begun)
 
-    async def _call(self, name: str, secs: float) -> None:
+    async def _answered(self, name: str, secs: float) -> object:
+        """Make a call, and return its answer."""
+        result = await self.client.run_remote_workflow(
+            *("soak", ["soak::work"], json.dumps({"id": name, "secs": secs, "events": 0}), CALL_SECS),
+            invocation_id=name if self.named else None,
+        )
+        return result.result
+
+    async def _followed(self, name: str, secs: float) -> object:
+        """Follow a stream, and return its result; what is missing of its events, or came twice, where not all came once."""
+        stream = self.client.stream_remote_workflow(
+            *("soak", ["soak::work"], json.dumps({"id": name, "secs": secs, "events": EVENTS}), CALL_SECS),
+            invocation_id=name if self.named else None,
+        )
+        seen = [event.data["n"] async for event in stream if event.event_type == "soak::Number"]
+        self.streamed += 1
+        return stream.result.result if seen == list(range(EVENTS)) else f"the events {seen}"
+
+    async def _call(self, name: str, secs: float, events: bool) -> None:
         call = Call(name, time.monotonic(), [name] if self.named else [])
         _CALL.set(call)
         try:
             async with asyncio.timeout(END_SECS) as bound:
-                result = await self.client.run_remote_workflow(
-                    *("soak", ["soak::work"], json.dumps({"id": name, "secs": secs}), CALL_SECS),
-                    invocation_id=name if self.named else None,
-                )
+                answer = await (self._followed(name, secs) if events else self._answered(name, secs))
         except Exception as error:  # whatever it is, it is judged
             call.ended, call.error = time.monotonic(), error
             self.without_end += bound.expired()
             self.failed.append(call)
         else:
             self.took_ms.append((time.monotonic() - call.begun - secs) * 1000)
-            self.answered += result.result == name
-            self.wrong_answers[str(result.result)[:80]] += result.result != name
+            self.answered += answer == name
+            self.wrong_answers[str(answer)[:80]] += answer != name
         self.by_lanes += bool(call.lanes)
         self.moved += len(call.lanes) > 1
 

@@ -92,6 +92,7 @@ def judge_calls(load: Load, mesh: SoakMesh, *, lanes: bool, kills: bool, peak_mi
         "seconds": round(load.secs, 1),
         "calls": load.sent,
         "calls a second": round(load.sent / load.secs, 1),
+        "streams read to their end": load.streamed,
         "by lanes": load.by_lanes,
         "by lanes, moved to another": load.moved,
         "alone": load.sent - load.by_lanes,

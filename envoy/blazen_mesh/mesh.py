@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +56,7 @@ from blazen_mesh.mesh_tables import (
     lines_of,
 )
 from blazen_peer.errors import ValidationError
-from blazen_peer.flows import DataClass
+from blazen_peer.flows import MAX_CALLS_PER_SEC, DataClass
 from blazen_peer.flows import Flow as PolicyFlow
 from blazen_peer.identity import PeerId
 from blazen_peer.policy import Policy
@@ -117,7 +117,7 @@ class Mesh(pydantic.BaseModel):
     flows: tuple[Flow, ...] = ()
     telemetry: Telemetry | None = None
     connection_age_secs: Annotated[int, Field(ge=1, le=MAX_CONNECTION_AGE_SECS)] = 3600
-    calls_per_sec: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    calls_per_sec: Annotated[int, Field(ge=1, le=MAX_CALLS_PER_SEC)] = 10_000
     crl: bool = True
 
     @cached_property
@@ -192,6 +192,15 @@ class Mesh(pydantic.BaseModel):
             for flow in self.flows
         )
         return Policy(tuple(DataClass(each.name, each.regions) for each in self.data), tuple(flows))
+
+    def policy_of(self, node: str) -> Policy:
+        """Return what *node*'s peer enforces: the flows to and from it, and its part of the rate, of which replicas share.
+
+        Raises:
+            MeshError: There is no such node.
+        """
+        rate = -(-self.calls_per_sec // len(self.peer(node).listens))
+        return replace(self.policy().of(self.identity(node)), calls_per_sec=rate)
 
     def on(self, day: date) -> Mesh:
         """Return the mesh of *day* (UTC): without the flows whose last day is over, and so without their ways."""

@@ -42,7 +42,7 @@ def render_node(
         BOOTSTRAP: dump(bootstrap(mesh, node, paths)),
         **discovered(mesh, node, paths, otlp=otlp),
         "peers.json": dump(address_book(mesh, node)),
-        "policy.json": dump(json.loads(mesh.policy().of(mesh.identity(node)).to_json())),
+        "policy.json": dump(json.loads(mesh.policy_of(node).to_json())),
     }
     found.update({f"sds/{name}.json": dump(document) for name, document in tls.secrets(paths, crl=mesh.crl).items()})
     return found

@@ -16,8 +16,10 @@ from blazen_peer.identity import PeerId
 from blazen_peer.jsontext import dump
 
 __all__ = [
+    "MAX_CALLS_PER_SEC",
     "DataClass",
     "Flow",
+    "check_calls_per_sec",
     "check_class_name",
     "check_workflow_name",
     "read_document",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
+MAX_CALLS_PER_SEC: Final = 10_000_000
 MAX_WORKFLOW_NAME_CHARS: Final = 256
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -102,8 +105,19 @@ class Flow:
         return f"{self.caller.node_id} -> {self.callee.node_id}"
 
 
-def write_document(classes: Sequence[DataClass], flows: Sequence[Flow]) -> str:
-    """Return *classes* and *flows* as JSON; the same ones give the same text."""
+def check_calls_per_sec(calls_per_sec: int) -> int:
+    """Return *calls_per_sec* when it may bound a caller: 1 to 10,000,000.
+
+    Raises:
+        ValidationError: Anything else.
+    """
+    if not 1 <= calls_per_sec <= MAX_CALLS_PER_SEC:
+        raise ValidationError(f"calls_per_sec is {calls_per_sec}: use 1 to {MAX_CALLS_PER_SEC}")
+    return calls_per_sec
+
+
+def write_document(classes: Sequence[DataClass], flows: Sequence[Flow], calls_per_sec: int | None) -> str:
+    """Return a policy as JSON; the same one gives the same text. Where nothing bounds callers, nothing says so."""
     order = {each.name: place for place, each in enumerate(classes)}
     written = [
         {
@@ -117,10 +131,11 @@ def write_document(classes: Sequence[DataClass], flows: Sequence[Flow]) -> str:
         for flow in flows
     ]
     data = [{"name": each.name, "regions": list(each.regions)} for each in classes]
-    return dump({"format": FORMAT, "data": data, "flows": written})
+    rate = {} if calls_per_sec is None else {"calls_per_sec": calls_per_sec}
+    return dump({"format": FORMAT, "data": data, "flows": written, **rate})
 
 
-def read_document(text: str | bytes) -> tuple[tuple[DataClass, ...], tuple[Flow, ...]]:
+def read_document(text: str | bytes) -> tuple[tuple[DataClass, ...], tuple[Flow, ...], int | None]:
     """Return what :func:`write_document` wrote.
 
     Raises:
@@ -133,7 +148,7 @@ def read_document(text: str | bytes) -> tuple[tuple[DataClass, ...], tuple[Flow,
         place = ".".join(str(part) for part in first["loc"])
         raise ValidationError(f"{place + ': ' if place else ''}{first['msg']}") from None
     classes = tuple(DataClass(each.name, each.regions) for each in document.data)
-    return classes, tuple(each.flow() for each in document.flows)
+    return classes, tuple(each.flow() for each in document.flows), document.calls_per_sec
 
 
 class _Strict(pydantic.BaseModel):
@@ -162,3 +177,4 @@ class _Document(_Strict):
     format: Literal[1]
     data: tuple[_DocumentClass, ...]
     flows: tuple[_DocumentFlow, ...]
+    calls_per_sec: int | None = None  # files from before there were lanes have none

@@ -13,13 +13,13 @@ Three places look at a call, in this order, each knowing only what it can see:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 from blazen_peer.errors import ValidationError
-from blazen_peer.flows import DataClass, Flow, read_document, region_of, write_document
+from blazen_peer.flows import DataClass, Flow, check_calls_per_sec, read_document, region_of, write_document
 from blazen_peer.identity import PeerId
 
 __all__ = ["INVOKE", "METHODS", "DataClass", "Decision", "Flow", "Place", "Policy"]
@@ -69,14 +69,22 @@ class Policy:
 
     ``until`` is not looked at when a call is decided: ask ``policy.on(today)``.
 
+    Attributes:
+        calls_per_sec: What a peer takes from one caller by lanes, in one burst or spread; None: as much as comes. Calls that
+            come alone are counted by the ingress.
+
     Raises:
-        ValidationError: A class comes twice or is unknown, a flow lacks classes or has one that may not be in both regions.
+        ValidationError: A class comes twice or is unknown, a flow lacks classes or has one that may not be in both regions,
+            the rate is not 1 to 10,000,000.
     """
 
     classes: tuple[DataClass, ...] = ()
     flows: tuple[Flow, ...] = ()
+    calls_per_sec: int | None = None
 
     def __post_init__(self) -> None:
+        if self.calls_per_sec is not None:
+            check_calls_per_sec(self.calls_per_sec)
         for problem in self._contradictions():
             raise ValidationError(problem)
 
@@ -89,11 +97,11 @@ class Policy:
         """Return the policy of *day* (UTC): without the flows whose last day is over."""
         if all(flow.until is None or day <= flow.until for flow in self.flows):
             return self
-        return Policy(self.classes, tuple(flow for flow in self.flows if flow.until is None or day <= flow.until))
+        return replace(self, flows=tuple(flow for flow in self.flows if flow.until is None or day <= flow.until))
 
     def of(self, peer: PeerId) -> Policy:
-        """Return the flows to and from *peer*, and every data class: all that its node needs to know."""
-        return Policy(self.classes, tuple(flow for flow in self.flows if peer in (flow.caller, flow.callee)))
+        """Return the flows to and from *peer*, every data class and the rate: all that its node needs to know."""
+        return replace(self, flows=tuple(flow for flow in self.flows if peer in (flow.caller, flow.callee)))
 
     def at_egress(self, caller: PeerId, callee: PeerId, data_class: str | None) -> Decision:
         """Say whether *caller*'s sidecar has a port that leads to *callee* and stamps *data_class* (None: stamps nothing)."""
@@ -179,7 +187,7 @@ class Policy:
 
     def to_json(self) -> str:
         """Return the policy as JSON; equal policies give equal text."""
-        return write_document(self.classes, self.flows)
+        return write_document(self.classes, self.flows, self.calls_per_sec)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Policy:

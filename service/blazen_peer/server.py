@@ -34,6 +34,8 @@ from blazen_peer.runtime.registry import DEFAULT_REGISTRY, Registry
 from blazen_peer.runtime.rulings import Rulings
 from blazen_peer.runtime.workflow import Workflow
 from blazen_peer.transport.binding import check_bindable
+from blazen_peer.transport.call_log import CallLog
+from blazen_peer.transport.call_rate import CallRate
 from blazen_peer.transport.gate import GateInterceptor
 from blazen_peer.transport.lane_limits import LANE_VERSION
 from blazen_peer.transport.lane_servicer import LANE_METHOD, LaneServicer, lane_handlers
@@ -75,6 +77,8 @@ class PeerServer:
         policy: Who may call which workflow with data of which class: the ``policy.json`` that ``blazen-mesh render`` writes for
             this node, read again when it changes, or its value. It demands all that ``require_identity`` does. Without one,
             everybody who is admitted may run everything.
+        access_log: Write one line for each call that comes by a lane to the log ``blazen_peer.calls``, as sidecars do for those
+            that come alone.
 
     Raises:
         ValidationError: One of them is not usable.
@@ -92,6 +96,7 @@ class PeerServer:
         registry: Registry | None = None,
         workflows: Iterable[Workflow] = (),
         policy: Policy | str | Path | None = None,
+        access_log: bool = False,
     ) -> None:
         self._node_id = check_node_id(node_id)
         self._tokens = TokenSource.of(token, os.environ)
@@ -104,6 +109,7 @@ class PeerServer:
         self._settings = settings or ServerSettings()
         self._registry = registry or DEFAULT_REGISTRY
         self._workflows = _by_name(workflows)
+        self._access_log = access_log
         self._instance_id = secrets.token_hex(16)
         self._used = False
         self._draining: asyncio.Task[None] | None = None
@@ -240,11 +246,15 @@ class PeerServer:
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the bound holds only before a message is unpacked
             ),
         )
+        per_sec = self._rulings.per_sec if self._rulings is not None else lambda: None
+        rate = CallRate(per_sec, _clock_of(asyncio.get_running_loop()))
         self._lanes = LaneServicer(
             self._invocations,
             self._node_id,
             self._instance_id,
             lambda metadata, context: gate.readmit(LANE_METHOD, metadata, context),
+            rate,
+            CallLog(self._node_id, time.time) if self._access_log else None,
         )
         gate = GateInterceptor(
             (

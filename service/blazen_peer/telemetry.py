@@ -7,7 +7,6 @@ created. Metrics name no run and no caller: a series lives as long as the proces
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context as TraceContext
-from opentelemetry.environment_variables import OTEL_PYTHON_METER_PROVIDER, OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -110,9 +108,10 @@ _LAG = _METER.create_histogram(
     explicit_bucket_boundaries_advisory=(0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
 )
 # Each call asks several times whether there is a provider, and while there is none OpenTelemetry's public way reads the
-# environment each time, for 3 us of a call's 50. So we look where it looks, as long as that is there.
-_TRACERS_TELL = hasattr(trace, "_TRACER_PROVIDER") and OTEL_PYTHON_TRACER_PROVIDER not in os.environ
-_METERS_TELL = hasattr(getattr(metrics, "_internal", None), "_METER_PROVIDER") and OTEL_PYTHON_METER_PROVIDER not in os.environ
+# environment each time, for 3 us of 50. So we look where it looks, as long as that is there. What the environment names
+# was loaded when the tracer and the meter above were made.
+_TRACERS_TELL = hasattr(trace, "_TRACER_PROVIDER")
+_METERS_TELL = hasattr(getattr(metrics, "_internal", None), "_METER_PROVIDER")
 _names: dict[str, set[str]] = {WORKFLOW_NAME: set(), STEP_ID: set(), RPC_METHOD: set()}
 
 

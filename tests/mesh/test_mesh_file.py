@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,19 @@ def test_policy() -> None:
             PolicyFlow(a, c, frozenset({"work"}), frozenset({"internal"}), "an exception", date(2027, 1, 31)),
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("replicas", "rate"), [pytest.param(1, 100, id="one"), pytest.param(3, 34, id="three"), pytest.param(200, 1, id="many")]
+)
+def test_policy_of(replicas: int, rate: int) -> None:
+    """A node's peer gets the flows to and from it and the mesh's rate; replicas share that."""
+    table = tomllib.loads(CLASSED)
+    table["calls_per_sec"] = 100
+    table["peers"]["b"]["listen"] = [f"127.0.0.1:{20_000 + n}" for n in range(replicas)]
+    mesh = parse_mesh(table)
+    found = mesh.policy_of("b")
+    assert found == replace(mesh.policy(), flows=mesh.policy().flows[:1], calls_per_sec=rate)
 
 
 def test_address_book() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date, timedelta
 from itertools import product
 from typing import Any
@@ -196,6 +197,15 @@ def test_of_one_node() -> None:
     assert POLICY.of(ARCHIVE) == Policy(CLASSES)
 
 
+def test_rate() -> None:
+    """A rate goes with the policy, of every node and day; a file from before there were any has none."""
+    policy = replace(POLICY, calls_per_sec=5)
+    assert Policy.from_json(policy.to_json()) == policy
+    assert {part.calls_per_sec for part in (policy.of(GPU), policy.on(date(2027, 2, 1)), policy)} == {5}
+    assert "calls_per_sec" not in POLICY.to_json()
+    assert Policy.from_json(POLICY.to_json()).calls_per_sec is None
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -211,6 +221,8 @@ def test_of_one_node() -> None:
         pytest.param(lambda: Policy((DataClass("a"), DataClass("b", ("eu",)))), "all must, or none", id="some-regions"),
         pytest.param(lambda: Policy(CLASSES, PLAIN.flows), "intake -> analyst: no data classes", id="flow-without-class"),
         pytest.param(lambda: Policy((), POLICY.flows), "in a policy that declares none", id="flow-with-class"),
+        pytest.param(lambda: Policy(calls_per_sec=0), "calls_per_sec is 0: use 1 to", id="no-rate"),
+        pytest.param(lambda: Policy(calls_per_sec=10_000_001), "calls_per_sec is 10000001", id="rate"),
         pytest.param(lambda: Policy(CLASSES[1:], POLICY.flows), "no data class is called 'personal'", id="unknown-class"),
         pytest.param(
             lambda: Policy(CLASSES, (Flow(ANALYST, GPU, frozenset({"embed"}), frozenset({"personal"})),)),

@@ -103,7 +103,8 @@ SIGNATURES = {
     "PeerClient.list_refs": "self *timeout_secs",
     "PeerClient.list_refs_blocking": "self *timeout_secs",
     "PeerClient.register_deserializer": "self type_tag deserializer",
-    "PeerServer": "node_id *token *require_identity *sidecar_proof_file *insecure *settings *registry *workflows *policy",
+    "PeerServer": "node_id *token *require_identity *sidecar_proof_file *insecure *settings *registry *workflows *policy "
+    "*access_log",
     "PeerServer.serve": "self listen_address *tls",
     "PeerServer.serve_blocking": "self listen_address *tls",
     "PeerServer.serving": "self listen_address *tls",

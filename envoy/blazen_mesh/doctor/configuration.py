@@ -19,7 +19,7 @@ __all__ = ["digest_of", "examine_configuration"]
 
 def digest_of(mesh: Mesh, node: str) -> str:
     """Return what the peer of *node* says that it enforces, when it was given the policy that *mesh* renders for it."""
-    text = dump(json.loads(mesh.policy().of(mesh.identity(node)).to_json()))
+    text = dump(json.loads(mesh.policy_of(node).to_json()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -53,7 +53,7 @@ def _policy_differs(files: NodeFiles, mesh: Mesh, today: date) -> str | None:
         return "there is no policy.json"
     except ValidationError as error:
         return f"policy.json cannot be used: {error}"
-    wanted = mesh.policy().of(mesh.identity(files.node))
+    wanted = mesh.policy_of(files.node)
     if rendered.on(today).to_json() == wanted.to_json():
         return None
-    return "the policy that was rendered has other flows or data classes"
+    return "the policy that was rendered has other flows, data classes or another rate"

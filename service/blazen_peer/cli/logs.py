@@ -9,6 +9,7 @@ from typing import TextIO
 
 from blazen_peer import telemetry
 from blazen_peer.errors import ValidationError
+from blazen_peer.transport.call_log import LOGGER, CallLine
 
 __all__ = ["log_to"]
 
@@ -25,7 +26,10 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``node``, the ids that are known, and ``traceback``."""
+    """``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``node``, the ids that are known, and ``traceback``.
+
+    The line of a call has its own fields instead of a message; its time is when the call began.
+    """
 
     def __init__(self, node_id: str) -> None:
         super().__init__()
@@ -39,6 +43,9 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             "node": self._node_id,
         }
+        if isinstance(record.msg, CallLine):
+            del entry["message"]
+            return json.dumps({**entry, **record.msg}, ensure_ascii=False)
         known = {name: value for name in _NAMED if (value := getattr(record, name, None)) is not None}
         if "trace_id" not in known and (trace_id := telemetry.current_trace_id()) is not None:
             known["trace_id"] = trace_id
@@ -47,8 +54,11 @@ class _Json(logging.Formatter):
         return json.dumps({**entry, **known}, ensure_ascii=False, default=str)
 
 
-def log_to(stream: TextIO, level: int, *, style: str = "text", node_id: str = "") -> None:
+def log_to(stream: TextIO, level: int, *, style: str = "text", node_id: str = "", access_log: bool = False) -> None:
     """Write the records of *level* and above to *stream*, unless the process logs somewhere already.
+
+    Args:
+        access_log: Whether the lines of calls are among them, whatever the level.
 
     Raises:
         ValidationError: *style* is neither ``text`` nor ``json``.
@@ -59,3 +69,5 @@ def log_to(stream: TextIO, level: int, *, style: str = "text", node_id: str = ""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatters[style])
     logging.basicConfig(level=level, handlers=[handler])
+    if access_log:
+        logging.getLogger(LOGGER).setLevel(logging.INFO)

@@ -109,6 +109,10 @@ def serve(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
+    access_log: Annotated[
+        bool,
+        typer.Option("--access-log", help="Log each call that came by a lane; sidecars log those that come alone."),
+    ] = False,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     log_format: Annotated[
         str, typer.Option(metavar="FORMAT", envvar="BLAZEN_LOG_FORMAT", help="text, or json: one object a line.")
@@ -141,6 +145,7 @@ def serve(
         tls=server_tls(tls_cert, tls_key, tls_ca),
         settings=settings,
         policy=policy,
+        access_log=access_log,
         log_level=log_level,
         log_format=log_format,
     )

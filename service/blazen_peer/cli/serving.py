@@ -36,6 +36,7 @@ def serve_app(
     tls: ServerTls | None,
     settings: ServerSettings,
     policy: Path | None,
+    access_log: bool,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -47,7 +48,7 @@ def serve_app(
     """
     if log_level not in _LEVELS:
         raise ValidationError(f"log level {log_level!r} is not one of {', '.join(_LEVELS)}")
-    log_to(sys.stderr, _LEVELS[log_level], style=log_format, node_id=node_id)
+    log_to(sys.stderr, _LEVELS[log_level], style=log_format, node_id=node_id, access_log=access_log)
     end_tracing = start_telemetry(node_id, os.environ)
     try:
         _import(app_module)
@@ -58,6 +59,7 @@ def serve_app(
             insecure=insecure,
             settings=settings,
             policy=policy,
+            access_log=access_log,
         )
         _spare_the_collector()
         server.serve_blocking(listen, tls=tls)

@@ -89,6 +89,10 @@ class Rulings:
         """The data classes, strictest first."""
         return self._book.classes
 
+    def per_sec(self) -> int | None:
+        """Return how many calls a second one caller may make; None: as many as it can."""
+        return self._book.in_force.policy.calls_per_sec
+
     def stamp_of(self, caller: Caller) -> str | None:
         """Return the class that the call of *caller* is stamped with, in a mesh that has data classes."""
         return caller.stamps[0] if caller.stamps and self._book.classes else None

@@ -34,7 +34,7 @@ from blazen_peer.policy import METHODS
 from blazen_peer.transport.status import refusal_of
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["ADMITTED", "Admitted", "GateInterceptor"]
+__all__ = ["ADMITTED", "Admitted", "GateInterceptor", "answer_to", "note_refusal"]
 
 
 class Admitted(NamedTuple):
@@ -109,19 +109,22 @@ class GateInterceptor(grpc.GenericRpcHandler):
     ) -> str | None:
         """Set ``ADMITTED`` and return None; for a caller that is not admitted, write why to the log and return the status."""
         try:
-            caller = self._gate.admit(
-                metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock(), certificate_uris=certificate_uris
-            )
-            if self._forbids is not None and (why := self._forbids(caller, method)) is not None:
-                raise Refused("PERMISSION_DENIED", why)
+            admitted = self._admitted(method, metadata, certificate_uris)
         except Refused as refused:
-            # Whoever is refused may name what it likes: names of its own would use the series up.
-            name = method.rpartition("/")[2] if method in METHODS else telemetry.OTHER
-            telemetry.refused(name, refused.status)
-            logger.warning("refused %s with %s: %s%s", method, refused.status, refused.reason, _said_of(metadata))
+            note_refusal(method, refused, *_said_of(metadata))
             return refused.status
-        ADMITTED.set(Admitted(caller, metadata))
+        ADMITTED.set(admitted)
         return None
+
+    def _admitted(
+        self, method: str, metadata: Sequence[tuple[str, str | bytes]], certificate_uris: Sequence[bytes] | None
+    ) -> Admitted:
+        caller = self._gate.admit(
+            metadata, keys=self._keys(), proofs=self._proofs(), now=self._clock(), certificate_uris=certificate_uris
+        )
+        if self._forbids is not None and (why := self._forbids(caller, method)) is not None:
+            raise Refused("PERMISSION_DENIED", why)
+        return Admitted(caller, metadata)
 
     def readmit(
         self, method: str, metadata: Sequence[tuple[str, str | bytes]], context: grpc.aio.ServicerContext[Any, Any]
@@ -129,16 +132,10 @@ class GateInterceptor(grpc.GenericRpcHandler):
         """Ask the gate about a caller of *method* as of now, as for a new call on the connection of *context*.
 
         Raises:
-            UnauthenticatedError, PermissionDeniedError: It is not admitted; why is in the log.
+            Refused: It is not admitted. :func:`note_refusal` is for whoever asked, who knows which calls that ends.
         """
         uris = tuple(context.auth_context().get(_CERTIFICATE_URIS, ())) if self._direct_tls else None
-        status = self._admit(method, metadata, uris)
-        if status is not None:
-            answer = _ANSWERS[status]
-            raise type(answer)(
-                *answer.args
-            )  # each its own: one that is raised again and again gathers tracebacks, and keeps them
-        return ADMITTED.get()
+        return self._admitted(method, metadata, uris)
 
     def _found(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return next((found for item in self._behind if (found := item.service(details)) is not None), None)
@@ -170,15 +167,29 @@ class GateInterceptor(grpc.GenericRpcHandler):
         return cast("grpc.RpcMethodHandler[Any, Any]", handler._replace(**changes))
 
 
-def _said_of(metadata: Sequence[tuple[str, str | bytes]]) -> str:
-    """Return what a refused call said of itself, for the log: it proves nothing. Empty when it said nothing well formed."""
+def note_refusal(method: str, refused: Refused, client_node_id: str | None, invocation_id: str | None) -> None:
+    """Write that a call of *method* was refused to the log, with what it said of itself, which proves nothing; and count it."""
+    # Whoever is refused may name what it likes: names of its own would use the series up.
+    telemetry.refused(method.rpartition("/")[2] if method in METHODS else telemetry.OTHER, refused.status)
+    said = [f"client {client_node_id}"] if client_node_id else []
+    said += [f"invocation {invocation_id}"] if invocation_id else []
+    about = f" ({', '.join(said)})" if said else ""
+    logger.warning("refused %s with %s: %s%s", method, refused.status, refused.reason, about)
+
+
+def answer_to(refused: Refused) -> BlazenError:
+    """Return what the caller hears; each its own: one that is raised again and again gathers tracebacks, and keeps them."""
+    answer = _ANSWERS[refused.status]
+    return type(answer)(*answer.args)
+
+
+def _said_of(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[str | None, str | None]:
+    """Return the client's node id and the call's invocation id, where it said them well formed."""
     try:
         call = CallMetadata.decode(metadata)
     except EncodeError:
-        return ""
-    said = [f"client {call.client_node_id}"] if call.client_node_id else []
-    said += [f"invocation {call.invocation_id}"] if call.invocation_id else []
-    return f" ({', '.join(said)})" if said else ""
+        return None, None
+    return call.client_node_id, call.invocation_id
 
 
 def _refusing(answer: BlazenError) -> tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]:

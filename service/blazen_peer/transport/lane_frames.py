@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final, TypeAlias
 
 from blazen_peer.errors import EncodeError
 from blazen_peer.transport.lane_limits import MAX_CREDIT, MAX_TRACE_CHARS
 from blazen_peer.transport.proto import lane_pb2
+from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["EventCredit", "metadata_of"]
+__all__ = ["LANE_METHOD", "EventCredit", "Frame", "metadata_of", "method_of", "said_id"]
+
+Frame: TypeAlias = lane_pb2.Call | lane_pb2.Attach | lane_pb2.Cancel
+LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
+
+
+def method_of(frame: Frame) -> str:
+    """Return the path of the method that *frame* would be a call of, if it came alone."""
+    if isinstance(frame, lane_pb2.Call):
+        return f"/{PEER_SERVICE}/{'StreamSubWorkflowEvents' if frame.stream else 'InvokeSubWorkflow'}"
+    return f"/{CONTROL_SERVICE}/{'Attach' if isinstance(frame, lane_pb2.Attach) else 'Cancel'}"
+
+
+def said_id(frame: Frame) -> str | None:
+    """Return the invocation id of *frame*, where it is one: nothing else of a caller's may stand in a log as it is."""
+    try:
+        return CallMetadata(invocation_id=frame.invocation_id or None).checked().invocation_id
+    except EncodeError:
+        return None
 
 
 class EventCredit:

@@ -11,12 +11,15 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import grpc
 
 from blazen_peer.errors import BlazenError, OverloadedError
+from blazen_peer.transport.call_log import CallLog
+from blazen_peer.transport.call_rate import CallRate
 from blazen_peer.transport.gate import ADMITTED
+from blazen_peer.transport.lane_frames import LANE_METHOD
 from blazen_peer.transport.lane_limits import (
     HEARTBEAT_SECS,
     LANE_VERSION,
@@ -27,17 +30,15 @@ from blazen_peer.transport.lane_limits import (
     MAX_OPEN_FRAMES,
     TAKE_UP_SECS,
 )
+from blazen_peer.transport.lane_service import Admit, Context, LaneError, LaneService
 from blazen_peer.transport.proto import control_pb2, lane_pb2
-from blazen_peer.transport.served_lane import Admit, LaneError, LaneService, ServedLane
+from blazen_peer.transport.served_lane import ServedLane
 from blazen_peer.transport.servicer import CONTROL_SERVICE
 from blazen_peer.transport.status import refusal_of
 
 __all__ = ["LANE_METHOD", "LaneServicer", "lane_handlers"]
 
 ABORT_SECS: Final = 5.0
-LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,16 @@ class LaneServicer:
         service: What answers the frames.
         node_id: Names this peer in spans.
         instance_id: This process's own.
-        admit: Asks the gate about metadata as of now; raises what the caller hears.
+        admit: Asks the gate about metadata as of now.
+        rate: How many frames each caller may still send.
+        log: Takes a line for each frame; None where nobody asked for that.
     """
 
-    def __init__(self, service: LaneService, node_id: str, instance_id: str, admit: Admit) -> None:
+    def __init__(
+        self, service: LaneService, node_id: str, instance_id: str, admit: Admit, rate: CallRate, log: CallLog | None
+    ) -> None:
         self._service, self._node_id, self._instance_id, self._admit = service, node_id, instance_id, admit
+        self._rate, self._log = rate, log
         self._lanes: set[ServedLane] = set()
         self._of_callers: Counter[str] = Counter()
         self._none_open = asyncio.Event()
@@ -102,7 +108,7 @@ class LaneServicer:
         if (refusal := self._refusal(who)) is not None:
             said = refusal_of(refusal)
             await context.abort(said.code, said.text, said.trailing_metadata)
-        lane = ServedLane(self._service, self._node_id, admitted, self._admit, context)
+        lane = ServedLane(self._service, self._node_id, admitted, self._admit, self._rate, self._log, context)
         self._lanes.add(lane)
         self._of_callers[who] += 1
         self._none_open.clear()

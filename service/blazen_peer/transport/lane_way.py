@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
+from blazen_peer.errors import OverloadedError, TransportError
 from blazen_peer.transport.lane import Lane
 from blazen_peer.transport.lane_errors import LaneBrokenError, LaneShutError
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.wire import SubWorkflowEvent
 
 __all__ = ["CarriedStream", "Way"]
+
+
+AGAIN_SECS: Final = 1.0  # where the peer does not say when
 
 
 class Successors(Protocol):
@@ -39,6 +44,21 @@ class Way:
             self.instance_id = self.lane.instance_id
         self.lane = await self._lanes.next_to(self.lane, self.instance_id, error, self.ends)
 
+    async def again(self, refusal: OverloadedError) -> None:
+        """Wait as *refusal* says before the same is sent again: what another lane carried already may run, and is not given up.
+
+        Raises:
+            OverloadedError: No lane carried it before.
+            TransportError: There is no time left for that.
+        """
+        if self.instance_id is None:
+            raise refusal
+        # Not all at once: what a broken lane carried comes together, and may be more than the caller's rate.
+        delay_secs = (refusal.retry_after_secs or AGAIN_SECS) * (0.5 + random.random())  # noqa: S311 - it guards nothing
+        if asyncio.get_running_loop().time() + delay_secs >= self.ends:
+            raise TransportError(f"the lane broke, and the peer is over a limit: {refusal}", may_have_run=True) from None
+        await asyncio.sleep(delay_secs)
+
 
 class CarriedStream:
     """The events of one run, read as a call's messages are; see ``Lanes.stream``."""
@@ -63,6 +83,11 @@ class CarriedStream:
                 if self._left:
                     raise
                 await self._way.on(error)
+                self._stream = self._begun()
+            except OverloadedError as error:
+                if self._left:
+                    raise
+                await self._way.again(error)
                 self._stream = self._begun()
             else:
                 self._cursor = event.sequence

@@ -173,6 +173,8 @@ class Lanes:
                 return await send(way.lane, way.instance_id, max(0.0, way.ends - self._loop.time()))
             except LaneBrokenError as error:
                 await way.on(error)
+            except OverloadedError as error:
+                await way.again(error)
 
     def stream(
         self, lane: Lane, begin: Callable[[Lane, str | None, int, float], LaneStream], cursor: int, deadline_secs: float

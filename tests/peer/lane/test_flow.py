@@ -220,7 +220,7 @@ async def test_cut_while_draining(serve: Serve, connect: Connect, wire: Wires, w
 
 async def test_too_many_frames(serve: Serve, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any) -> None:
     """Frames beyond what may be open are refused one by one, typed, and the lane goes on."""
-    monkeypatch.setattr("blazen_peer.transport.served_lane.MAX_OPEN_FRAMES", 3)
+    monkeypatch.setattr("blazen_peer.transport.served_frames.MAX_OPEN_FRAMES", 3)
     lane = await raw_lane(await serve())
     await lane.send(Request(calls=[lane_pb2.Call(id=n, envelope=envelope("hold", n)) for n in range(1, 6)]))
     refused = (await lane.read()).answers
