@@ -13,7 +13,7 @@ import pytest
 from blazen_peer import PeerClient, ServerSettings, TransportError
 from blazen_peer.remote_stream import RemoteStream
 from blazen_peer.transport.lane import Lane
-from blazen_peer.transport.lanes import TAKE_UP_SECS
+from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from tests.peer.conftest import Connect, Serve, Wires
 from tests.peer.lane.conftest import soon
 
