@@ -27,7 +27,7 @@ from blazen_peer.errors import (
     WorkflowError,
 )
 from blazen_peer.identity import Caller
-from blazen_peer.runtime.envelopes import MAX_INLINE_BYTES, read_input, response_of
+from blazen_peer.runtime.envelopes import MAX_INLINE_BYTES, answer_of, read_input
 from blazen_peer.runtime.event_log import Gap, LoggedEvent
 from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT
 from blazen_peer.runtime.invocation import Invocation
@@ -310,8 +310,7 @@ class Invocations:
 
     def _answer(self, invocation: Invocation, run: Run) -> None:
         try:
-            response = response_of(run)
-            self._finish(invocation, response.encode())
+            self._finish(invocation, answer_of(run))
         except Exception:
             _LOG.exception("a defect kept the answer of run %s", run.info.run_id)
             self._finish(invocation, SubWorkflowResponse(error="workflow error: the answer could not be written").encode())
