@@ -144,7 +144,8 @@ async def test_reader_that_stops(
     serve: Serve, connect: Connect, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any
 ) -> None:
     """Who takes no answers soon gives no more work, keeps nobody else waiting, and loses its lane after a while."""
-    monkeypatch.setattr("blazen_peer.transport.lane_writer.WRITE_SECS", 1.0)
+    monkeypatch.setattr("blazen_peer.transport.lane_writer.TICK_SECS", 0.1)
+    monkeypatch.setattr("blazen_peer.transport.lane_writer.WRITE_TICKS", 10)
     server = await serve()
     lane = await raw_lane(server)
     client = await connect(server, lane="always")
@@ -161,7 +162,7 @@ async def test_reader_that_stops(
     flooding = asyncio.create_task(flood())
     for n in range(50):
         assert (await asyncio.wait_for(client.run_remote_workflow("w", ["echo"], str(n), 20), 20)).result == n
-    await soon(lambda: len(server._lanes.lanes) == 1, 30)
+    await soon(lambda: len(server._lanes.lanes) == 1, 10)  # before its silence alone would have ended it
     assert work.begun["large"] < 400  # of the answers, 200 kB each, the transports take some, and 8 MiB wait
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
