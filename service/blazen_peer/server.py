@@ -317,7 +317,11 @@ class PeerServer:
         self._lanes.send_away("this peer drains")
         await asyncio.sleep(lame_duck_secs)
         self._invocations.refuse_new()
-        if not await self._invocations.wait_idle(self._settings.drain_secs):
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._settings.drain_secs
+        if await self._invocations.wait_idle(self._settings.drain_secs):
+            await self._lanes.taken_up(ends - loop.time())
+        else:
             cancelled = self._invocations.cancel_all()
             logger.warning(
                 "%s cancelled %d runs that did not finish in %g s", self._node_id, cancelled, self._settings.drain_secs

@@ -18,6 +18,7 @@ __all__ = [
     "MAX_TRACE_CHARS",
     "MAX_WAITING_BYTES",
     "SILENCE_SECS",
+    "TAKE_UP_SECS",
     "WRITE_SECS",
 ]
 
@@ -36,4 +37,5 @@ MAX_WAITING_BYTES: Final = 8 * 1024 * 1024  # answers that wait to be taken; bey
 HELLO_SECS: Final = 5.0
 HEARTBEAT_SECS: Final = 5.0
 SILENCE_SECS: Final = 3 * HEARTBEAT_SECS
+TAKE_UP_SECS: Final = 5.0  # how long the calls of a lane that broke look for their process, and may find it
 WRITE_SECS: Final = 30.0  # how long one message may wait to be taken before the other end counts as gone

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from typing import Final
 
@@ -27,6 +28,7 @@ from blazen_peer.transport.lane_limits import (
     MAX_LANES_OF_ONE,
     MAX_MESSAGE_BYTES,
     MAX_OPEN_FRAMES,
+    TAKE_UP_SECS,
 )
 from blazen_peer.transport.lane_service import Admit, Context, LaneError, LaneService
 from blazen_peer.transport.proto import control_pb2, lane_pb2
@@ -63,6 +65,7 @@ class LaneServicer:
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._leaving: str | None = None
+        self._broke = -math.inf  # when a lane ended last on which frames were open
 
     @property
     def lanes(self) -> frozenset[ServedLane]:
@@ -81,6 +84,12 @@ class LaneServicer:
         self._leaving = reason
         for lane in self._lanes:
             lane.send_away(reason)
+
+    async def taken_up(self, within_secs: float) -> None:
+        """Give callers whose lane has just broken their time to come back for the answers, at most *within_secs*."""
+        left_secs = min(within_secs, self._broke + TAKE_UP_SECS - asyncio.get_running_loop().time())
+        if left_secs > 0:
+            await asyncio.sleep(left_secs)
 
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""
@@ -114,6 +123,8 @@ class LaneServicer:
         else:
             return
         finally:
+            if lane.open_frames:
+                self._broke = asyncio.get_running_loop().time()
             lane.close()
             self._lanes.discard(lane)
             self._of_callers -= Counter((who,))  # drops who has none left

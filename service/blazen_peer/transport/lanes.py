@@ -23,6 +23,7 @@ from blazen_peer.errors import (
 )
 from blazen_peer.transport.lane import Lane, LaneCall
 from blazen_peer.transport.lane_errors import LaneBrokenError, NobodyListensError
+from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.transport.lane_way import CarriedStream, Way
 
@@ -38,8 +39,7 @@ MAX_LANES: Final = 8
 TRIES_A_REPLICA: Final = 4  # keys are hashed: some lanes meet at one replica
 RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go by themselves
 NONE_THERE_SECS: Final = 60.0  # the same where somebody said that there are none
-TAKE_UP_SECS: Final = 5.0  # how long a broken lane's calls look for their process
-OTHER_REPLICA_SECS: Final = 3.0  # and for how long another replica's answer does not mean that theirs is gone,
+OTHER_REPLICA_SECS: Final = 3.0  # for how long another replica's answer does not mean that theirs is gone,
 OTHER_ANSWERS: Final = 2  # or how often not, where the sidecar was told which replica it is
 FIRST_DELAY_SECS: Final = 0.05
 MAX_DELAY_SECS: Final = 1.0
