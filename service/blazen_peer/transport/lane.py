@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from blazen_peer.errors import BlazenError, EncodeError, PeerError, TransportError
-from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError
+from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError, UnclearEndError
 from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS, WRITE_SECS
 from blazen_peer.transport.lane_stream import EVENT_CREDIT, LATE, LaneStream
 from blazen_peer.transport.lane_writer import LaneWriter
@@ -24,6 +24,7 @@ __all__ = ["Lane", "LaneCall"]
 
 LaneCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
+_LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")  # grpc.aio, of a write that met the call's end
 LEAVE_SECS: Final = 2.0  # how long a lane that is given up may take to end in good order
 
 
@@ -58,14 +59,24 @@ class Lane:
         self.ended: TransportError | None = None
 
     @classmethod
-    async def open(cls, call: LaneCall, key: str, client_node_id: str, authorization: Callable[[], str | None]) -> Self:
+    async def open(
+        cls,
+        call: LaneCall,
+        key: str,
+        client_node_id: str,
+        authorization: Callable[[], str | None],
+        *,
+        refusal_secs: float = 0.0,
+    ) -> Self:
         """Open a lane on *call*, which has just begun.
 
         Args:
             key: What its calls' ids begin with.
             authorization: Gives the authorization header's value of this moment.
+            refusal_secs: How long to wait for a refusal before anything is written.
 
         Raises:
+            UnclearEndError: It was refused while the hello was written, and gRPC does not know with what.
             PeerError: The other end has no lanes, or something on the way lets none through (kind "Unsupported").
             UnauthenticatedError, PermissionDeniedError, OverloadedError: The peer refuses this caller's.
             TransportError: The connection failed, or nothing came back in time.
@@ -75,6 +86,8 @@ class Lane:
         hello = lane_pb2.Hello(version=LANE_VERSION, client_node_id=client_node_id)
         try:
             async with asyncio.timeout(HELLO_SECS):
+                if refusal_secs:
+                    await asyncio.wait({lane._loop.create_task(call.initial_metadata())}, timeout=refusal_secs)
                 with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading says how
                     await call.write(lane_pb2.LaneRequest(hello=hello).SerializeToString())
                 raw = await call.read()
@@ -346,6 +359,8 @@ def _not_opened(error: grpc.aio.AioRpcError) -> BlazenError:
 
     A sidecar that refuses says nothing but a code. It may know of no lanes, and let calls through that go by themselves.
     """
+    if (error.code(), error.details()) == _LOST:
+        return UnclearEndError()
     failure = raised_by(error)
     if isinstance(failure, TransportError):
         return type(failure)(str(failure), may_have_run=False)

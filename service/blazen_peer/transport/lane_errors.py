@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blazen_peer.errors import BlazenError, PeerError, TransportError
 
-__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError"]
+__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError", "UnclearEndError"]
 
 
 class LaneBrokenError(TransportError):
@@ -21,6 +21,13 @@ class LaneShutError(LaneBrokenError):
     def __init__(self, refusal: BlazenError) -> None:
         super().__init__(str(refusal), may_have_run=False)
         self.refusal = refusal
+
+
+class UnclearEndError(TransportError):
+    """A lane was refused while its hello was being written, and gRPC lost what it was refused with: ask again."""
+
+    def __init__(self) -> None:
+        super().__init__("the lane was closed as it was opened", may_have_run=False)
 
 
 class AnswerTooLargeError(PeerError):

@@ -108,6 +108,8 @@ class ServedLane:
             raise LaneError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {HELLO_SECS:g} s") from None
         if message is None or not message.HasField("hello") or message.hello.version != LANE_VERSION:
             raise _broken(f"a lane begins with a hello of version {LANE_VERSION}")
+        if message.calls or message.attaches or message.cancels:
+            raise _broken("frames come after the welcome")
         if node_id := message.hello.client_node_id:
             try:
                 self._client_node_id = check_node_id(node_id)

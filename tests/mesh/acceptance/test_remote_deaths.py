@@ -15,6 +15,7 @@ from blazen_mesh.address import TcpAddress
 from blazen_peer import PeerClient, PermissionDeniedError, TransportError
 
 pytestmark = pytest.mark.envoy
+both_ways = pytest.mark.usefixtures("way")  # connecting is of neither; deaths on a lane: test_remote_lanes.py
 PROMPT_SECS = 5.0  # on a busy machine; without a prompt answer the calls here would wait for 60
 HOLD = ("hold", ["demo::hold"], "null", 60)
 
@@ -31,7 +32,7 @@ async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any) -
     to the process that takes the dead one's place."""
     remote = await start_remote(serve=False)
     first = await start_process(remote.mesh, "analyst", "--require-identity")
-    client = await remote.connect(lane="never")  # by a lane: test_remote_lanes.py
+    client = await remote.connect(lane="never")
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await first.executed("demo::hold")
     await kill(first.child)
@@ -49,7 +50,7 @@ async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any) -
 async def test_sidecar_killed_during_a_run(remote: Any, node: str) -> None:
     """A run loses a sidecar on its way: the caller hears at once that it may have run; it goes on to its end, once; and the
     next call passes as soon as the sidecar is back."""
-    client = await remote.connect(lane="never")  # by a lane: test_remote_lanes.py
+    client = await remote.connect(lane="never")
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await asyncio.wait_for(remote.held.wait(), 10)
     await kill(remote.mesh.sidecars[node].child)
@@ -67,6 +68,7 @@ async def test_sidecar_killed_during_a_run(remote: Any, node: str) -> None:
     assert remote.finished == {"demo::hold": 1}
 
 
+@both_ways
 @pytest.mark.parametrize("who", ["peer", "its-sidecar", "own-sidecar"])
 async def test_nobody_there(remote: Any, who: str) -> None:
     """A call to a peer that has gone, or by way of a sidecar that has gone, fails at once and cannot have run."""
@@ -83,6 +85,7 @@ async def test_nobody_there(remote: Any, who: str) -> None:
     assert not remote.begun
 
 
+@both_ways
 async def test_drained_peer_finishes_what_runs(remote: Any) -> None:
     """A peer that stops in good order refuses new calls, which cannot have run, and still answers the run in progress."""
     client = await remote.connect()
@@ -149,6 +152,7 @@ async def test_connect_where_no_flow_leads(start_remote: Any, start_mesh: Any) -
     await connect_fails(f"http://{stray.egress('intake', 'analyst')}", PermissionDeniedError, 5)
 
 
+@both_ways
 async def test_blocking_connect_and_call(remote: Any) -> None:
     """The blocking client does the same job from a plain thread."""
 
