@@ -189,7 +189,7 @@ async def test_nobody_waits_for_a_lane(
     client = await connect(server)
     open_, tried = Lane.open, Counter[str]()
 
-    async def cannot(*args: Any) -> Lane:
+    async def cannot(*args: Any, **named: Any) -> Lane:
         tried["lanes"] += 1
         await asyncio.sleep(1)
         raise TransportError("nothing came back", may_have_run=False)
