@@ -35,6 +35,7 @@ check: $(VENV)/.ready ## lint, types, import floors, generated code
 bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/remote_call.py
+	@$(BIN)/python bench/call_parts.py
 	@$(BIN)/python bench/interop.py
 	@$(BIN)/python bench/streaming.py
 	@$(BIN)/python bench/deref.py

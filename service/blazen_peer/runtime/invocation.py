@@ -43,7 +43,7 @@ class Invocation:
         self._limits = log_limits
         self._log: EventLog | None = None
         self._turn: asyncio.Event | None = None
-        self._told: list[Callable[[bytes], None]] | None = None
+        self._told: Callable[[bytes], None] | None = None
 
     @classmethod
     def answered(cls, loop: asyncio.AbstractEventLoop, key: Key, answer: bytes, log: EventLog | None) -> Invocation:
@@ -99,14 +99,18 @@ class Invocation:
             raise RuntimeError("a run is over and left no answer")
         return self.answer
 
-    def on_answer(self, tell: Callable[[bytes], None]) -> None:
-        """Call *tell* with the answer: at once, where it is there. It must not raise."""
+    def on_answer(self, tell: Callable[[bytes], None]) -> bool:
+        """Call *tell* with the answer: at once, where it is there. It must not raise.
+
+        Return False where somebody else is told already: whoever repeats a call may come and go, and uses :meth:`wait`.
+        """
         if self.answer is not None:
             tell(self.answer)
         elif self._told is None:
-            self._told = [tell]
+            self._told = tell
         else:
-            self._told.append(tell)
+            return False
+        return True
 
     def begun(self, run: Run) -> None:
         """Its turn has come."""
@@ -129,5 +133,4 @@ class Invocation:
             self._log.close()
         if self._told is not None:
             told, self._told = self._told, None
-            for tell in told:
-                tell(answer)
+            told(answer)

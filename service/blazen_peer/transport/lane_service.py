@@ -24,8 +24,11 @@ Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 class Begun(Protocol):
     """A call that was begun."""
 
-    def on_answer(self, tell: Callable[[bytes], None]) -> None:
-        """Call *tell* with the response envelope, at once or later."""
+    def on_answer(self, tell: Callable[[bytes], None]) -> bool:
+        """Call *tell* with the response envelope, at once or later; False: another is told, and this one waits."""
+
+    async def wait(self) -> bytes:
+        """Wait for the response envelope."""
 
 
 class LaneService(Protocol):

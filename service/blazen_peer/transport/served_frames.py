@@ -16,7 +16,7 @@ from blazen_peer.identity import Caller
 from blazen_peer.transport.call_log import CallLog
 from blazen_peer.transport.lane_frames import EventCredit, Frame, metadata_of, method_of
 from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES, MAX_OPEN_FRAMES
-from blazen_peer.transport.lane_service import LaneService
+from blazen_peer.transport.lane_service import Begun, LaneService
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.run_servicer import cancel_response, run_call_span
@@ -132,7 +132,15 @@ class ServedFrames:
         """Begin a plain call, of which nobody wants a trace or a line: it needs no task beside its run's."""
         try:
             envelope, metadata = self._read(call)
-            self._service.begin(envelope, self._caller, metadata).on_answer(partial(self._answer, number))
+            begun = self._service.begin(envelope, self._caller, metadata)
+            if not begun.on_answer(partial(self._answer, number)):
+                self._open[number] = self._loop.create_task(self._repeated(number, begun))
+        except Exception as error:
+            self.over(number, "InvokeSubWorkflow", error)
+
+    async def _repeated(self, number: int, begun: Begun) -> None:
+        try:
+            await self._answer_in_turn(number, await begun.wait())
         except Exception as error:
             self.over(number, "InvokeSubWorkflow", error)
 

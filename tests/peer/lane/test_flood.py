@@ -298,3 +298,20 @@ async def test_a_flood_of_nothing(flooded: Flooded, open_lane: OpenLane, connect
     for lane in lanes:
         await lane.send(Request(calls=[lane_pb2.Call(id=1, envelope=request("echo", 1))]))
         assert await told(lane, 1) == {1: 0}
+
+
+async def test_repeats_that_are_dropped(flooded: Flooded, open_lane: OpenLane) -> None:
+    """Calls that repeat one that goes on, and are dropped at once, leave nothing behind, however many they are."""
+    lane, sizes = await open_lane(), []
+    envelope, number = request("hold"), 0
+    for _ in range(3):
+        for _ in range(100):
+            calls = [lane_pb2.Call(id=number + one, envelope=envelope, invocation_id="held") for one in range(1, 257)]
+            await lane.send(Request(calls=calls))
+            await lane.send(Request(dropped=range(number + 1, number + 257)))
+            number += 256
+        number += 1
+        await lane.send(Request(calls=[lane_pb2.Call(id=number, envelope=request("echo", 1))]))
+        assert await told(lane, 1) == {number: 0}
+        sizes.append(flooded.memory_mib)
+    assert sizes[-1] - sizes[0] < 8, sizes
