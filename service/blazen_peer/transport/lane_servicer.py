@@ -14,6 +14,7 @@ from typing import Final
 
 import grpc
 
+from blazen_peer import telemetry
 from blazen_peer.errors import BlazenError, OverloadedError
 from blazen_peer.transport.call_log import CallLog
 from blazen_peer.transport.call_rate import CallRate
@@ -109,6 +110,7 @@ class LaneServicer:
         self._lanes.add(lane)
         self._of_callers[who] += 1
         self._none_open.clear()
+        telemetry.open_lanes(1)
         try:
             await lane.hello()
             await lane.follow(self._welcome(), self._leaving)
@@ -118,6 +120,7 @@ class LaneServicer:
         else:
             return
         finally:
+            telemetry.open_lanes(-1)
             lane.close()
             self._lanes.discard(lane)
             self._of_callers -= Counter((who,))  # drops who has none left
