@@ -35,13 +35,14 @@ check: $(VENV)/.ready ## lint, types, import floors, generated code
 bench: $(VENV)/.ready ## measure, side by side
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/remote_call.py
+	@$(BIN)/python bench/call_parts.py
 	@$(BIN)/python bench/interop.py
 	@$(BIN)/python bench/streaming.py
 	@$(BIN)/python bench/deref.py
 	@$(BIN)/python bench/waiting_runs.py
 
-soak: $(VENV)/.ready  ## lose nothing while everything is replaced under load, for 60 s; SECS=N
-	@$(BIN)/python bench/soak.py --secs $(or $(SECS),60)
+soak: $(VENV)/.ready  ## lose nothing while everything is replaced under load, for 60 s; SECS=N, KILL_SECS=10
+	@$(BIN)/python bench/soak.py --secs $(or $(SECS),60) --kill-secs $(or $(KILL_SECS),0)
 
 proto: $(VENV)/.ready ## regenerate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I service --python_out=service --pyi_out=service service/blazen_peer/transport/proto/*.proto

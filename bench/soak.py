@@ -4,13 +4,14 @@
 
 The load is open loop (a call begins when its time has come, whatever became of those before), made by one ``PeerClient`` with
 its retries off, by way of intake's sidecar and analyst's. Meanwhile, again and again and all at once: the leaves of both ends
-are issued anew, the root is replaced in three phases, the mesh file changes, the token changes in three steps, both replicas of
+are issued anew, the root is replaced in three phases, the mesh file changes, the token changes in three steps, the replicas of
 analyst's peer are restarted one after the other, and supervisors and Envoys of both sidecars are replaced by others.
 
 Each call has an id; each execution writes the id to a file of its process. Exit code 0: every call was answered with its own
 id, every id was executed once, the load was as heavy as asked for, and every change was seen to happen. 1: anything else. With
---kill-secs a replica is killed every so often instead of being drained; calls that were in flight then, and those alone, may
-end with ``TransportError`` whose ``may_have_run`` is True, and may not have run.
+--kill-secs a replica is killed every so often, whatever else goes on; then calls that were in flight on it, those alone, may
+end with ``TransportError``. That one was is known by what the killed process wrote before its death, by the instance id of the
+lane that the call was sent by, or by the sidecar's log; one that is said not to have run must not be in any process's file.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,70 +39,34 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.soak_mesh import SoakMesh, free_ports
+from bench.soak_load import Load, WatchedClient, watch_lanes
+from bench.soak_mesh import REPLICAS, SoakMesh, free_ports
+from bench.soak_verdict import judge_calls
 from blazen_certs.rotation import advance_rotation
 from blazen_mesh.render import replace_file
-from blazen_peer import PeerClient, TransportError
 from blazen_peer.transport.lanes import LANE_MODES, LaneMode
 
-CALL_SECS = 40.0
-SLOW_EVERY, SLOW_SECS = 20, 1.0
 LEAF_SECS = 5.0
 PROBE_SECS = 0.5
-LEAST_SHARE = 0.98  # of the rate asked for
+END_SECS = 180.0  # for the start, the last calls' ends, and what was begun to be replaced
+LEAST_KILLS = 0.6  # of those that the time has room for: until a killed replica is back, the next one waits
 KINDS = ("leaves issued", "mesh files in force", "token steps", "peers restarted", "analyst: supervisor replaced")
 KINDS += ("root: phase none",)  # the end of a whole replacement
 SEEN = ("serials of analyst seen in handshakes", "serials of intake seen with calls", "issuing CAs seen in handshakes")
 LATE_KINDS = ("intake: supervisor replaced", "analyst: Envoy replaced", "intake: Envoy replaced")
 LATE_SECS = 60.0  # a shorter soak need not come to these
+MAX_SECS, MAX_RATE = 6 * 3600.0, 5000.0
 
 
-@dataclass
-class Load:
-    """Calls at a constant rate, and what became of each."""
+class Options(argparse.Namespace):
+    """What the command line says."""
 
-    client: PeerClient
+    secs: float
     rate: float
-    named: bool = True
-    sent: int = 0
-    secs: float = 0.0
-    answered: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    took_ms: list[float] = field(default_factory=list)
-    unknown: dict[str, tuple[float, float]] = field(default_factory=dict)  # may have run: when it was begun, and ended
-
-    async def run(self, secs: float) -> None:
-        """Begin calls for *secs*, and wait for the end of the last."""
-        begun = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            while (due := begun + self.sent / self.rate) < begun + secs:
-                if (ahead := due - time.perf_counter()) > 0:
-                    await asyncio.sleep(ahead)
-                self.sent += 1
-                group.create_task(self._call(f"call-{self.sent}", SLOW_SECS if self.sent % SLOW_EVERY == 0 else 0))
-            self.secs = max(secs, time.perf_counter() - begun)
-
-    async def _call(self, name: str, secs: float) -> None:
-        begun = time.perf_counter()
-        try:
-            result = await self.client.run_remote_workflow(
-                *("soak", ["soak::work"], json.dumps({"id": name, "secs": secs}), CALL_SECS),
-                invocation_id=name if self.named else None,
-            )
-        except TransportError as error:
-            if error.may_have_run:
-                self.unknown[name] = begun, time.perf_counter()
-            self.failures[f"{type(error).__name__}: {error}"] += 1
-            return
-        except Exception as error:  # whatever it is, it is counted
-            self.failures[f"{type(error).__name__}: {error}"] += 1
-            return
-        self.took_ms.append((time.perf_counter() - begun - secs) * 1000)
-        self.answered[name] += result.result == name
-
-    def percentile(self, share: float) -> float:
-        """Return the milliseconds within which *share* of the calls were answered, their own time not counted."""
-        return sorted(self.took_ms)[int(len(self.took_ms) * share)] if self.took_ms else 0.0
+    lane: LaneMode
+    kill_secs: float
+    json: bool
+    keep: Path | None
 
 
 class Changes:
@@ -110,26 +74,44 @@ class Changes:
 
     def __init__(self, mesh: SoakMesh, secs: float, kill_secs: float) -> None:
         self.mesh, self.secs, self._kill_secs = mesh, secs, kill_secs
-        self._next_kill = time.perf_counter() + kill_secs
-        self.kills: list[tuple[float, float]] = []  # from when to when calls may have been lost by each
         self.done: Counter[str] = Counter()
+        self.peak_mib = 0.0
+        self._busy: set[int] = set()  # replicas that are being replaced
         self._new_token = ""
         self.serials: dict[str, set[int]] = {"intake": set(), "analyst": set()}
         self.issuers: set[bytes] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Go on with each kind, one after another within it, until *stop* is set and what was begun is over."""
+        turns: list[tuple[Callable[[int], Awaitable[None]], float]] = [
+            (self._leaves, LEAF_SECS),
+            (self._policy, 3.0),
+            (self._token, 2.0),
+            (self._restart, 0.5),
+            (self._sidecar, 3.0),
+            (self._root, self.secs / 5),
+            (self._look, PROBE_SECS),
+        ]
         async with asyncio.TaskGroup() as group:
-            for turn, pause in (
-                (self._leaves, LEAF_SECS),
-                (self._policy, 3.0),
-                (self._token, 2.0),
-                (self._replica, 0.5),
-                (self._sidecar, 3.0),
-                (self._root, self.secs / 5),
-                (self._look, PROBE_SECS),
-            ):
+            for turn, pause in turns:
                 group.create_task(self._repeat(turn, pause, stop))
+            if self._kill_secs:
+                group.create_task(self._kills(stop))
+
+    async def _kills(self, stop: asyncio.Event) -> None:
+        """Kill every so often, by the clock: what else goes on does not put it off."""
+        number, due = 0, time.monotonic()
+        while True:
+            due = max(due + self._kill_secs, time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), due - time.monotonic())
+            if stop.is_set():
+                return
+            async with self._replica(number) as replica:
+                await self.mesh.kill_peer(replica)
+                self.done["peers killed"] += 1
+                await self.mesh.until_healthy(replica)
+            number += 1
 
     async def _repeat(self, turn: Callable[[int], Awaitable[None]], pause: float, stop: asyncio.Event) -> None:
         number = 0
@@ -166,17 +148,20 @@ class Changes:
             replace_file(path, token.encode(), 0o600)
         self.done["token steps"] += 1
 
-    async def _replica(self, number: int) -> None:
-        begun = time.perf_counter()
-        if self._kill_secs and begun >= self._next_kill:
-            self._next_kill = begun + self._kill_secs
-            await self.mesh.kill_peer(number % 2)
-            await self.mesh.until_both_healthy()
-            self.kills.append((begun, time.perf_counter()))
-            self.done["peers killed"] += 1
-            return
-        await self.mesh.restart_peer(number % 2)
-        await self.mesh.until_both_healthy()
+    @contextlib.asynccontextmanager
+    async def _replica(self, number: int) -> AsyncIterator[int]:
+        """Give a replica, another each time, that nobody else replaces meanwhile."""
+        replica = next(one % REPLICAS for one in range(number, number + REPLICAS) if one % REPLICAS not in self._busy)
+        self._busy.add(replica)
+        try:
+            yield replica
+        finally:
+            self._busy.discard(replica)
+
+    async def _restart(self, number: int) -> None:
+        async with self._replica(number) as replica:
+            await self.mesh.restart_peer(replica)
+            await self.mesh.until_healthy(replica)
         self.done["peers restarted"] += 1
 
     async def _sidecar(self, number: int) -> None:
@@ -191,6 +176,7 @@ class Changes:
             self.done[f"{node}: Envoy replaced"] += 1
 
     async def _look(self, _: int) -> None:
+        self.peak_mib = max(self.peak_mib, self.mesh.memory_mib())
         for node, seen in self.serials.items():
             if certificate := await asyncio.to_thread(self.mesh.served, node):
                 seen.add(certificate.serial_number)
@@ -198,59 +184,26 @@ class Changes:
                 self.issuers.add(issuer.key_identifier or b"")
 
 
-def judge(load: Load, changes: Changes, mesh: SoakMesh) -> tuple[dict[str, Any], list[str]]:
+def judge(load: Load, changes: Changes, mesh: SoakMesh, options: Options) -> tuple[dict[str, Any], list[str]]:
     """Return the numbers, and what of them is not as it must be."""
-    executed = Counter(mesh.executed())
-    ids = {f"call-{number}" for number in range(1, load.sent + 1)}
-    in_calls = {str(entry["peer_serial"]) for entry in mesh.log("analyst-sidecar") if entry.get("log") == "call"} - {
-        "None",
-        "-",
-    }
-    numbers: dict[str, Any] = {
-        "seconds": round(load.secs, 1),
-        "calls": load.sent,
-        "calls a second": round(load.sent / load.secs, 1),
-        "answered with their own id": sum(load.answered.values()),
-        "failed": sum(load.failures.values()),
-        "executed once": sum(times == 1 for name, times in executed.items() if name in ids),
-        "executed more than once": sum(times > 1 for times in executed.values()),
-        "never executed": len(ids - set(executed)),
-        "median, ms": round(load.percentile(0.5), 1),
-        "99th percentile, ms": round(load.percentile(0.99), 1),
-        "slowest, ms": round(load.percentile(0.999999), 1),
+    lanes, kills = options.lane != "never", bool(options.kill_secs)
+    numbers, wrong = judge_calls(load, mesh, lanes=lanes, kills=kills, peak_mib=changes.peak_mib)
+    in_calls = {str(entry["peer_serial"]) for entry in mesh.log("analyst-sidecar") if entry.get("log") == "call"}
+    numbers |= {
         **dict(sorted(changes.done.items())),
         "serials of analyst seen in handshakes": len(changes.serials["analyst"]),
         "serials of intake seen in handshakes": len(changes.serials["intake"]),
-        "serials of intake seen with calls": len(in_calls),
+        "serials of intake seen with calls": len(in_calls - {"None", "-"}),
         "issuing CAs seen in handshakes": len(changes.issuers),
     }
-    excused = {
-        name
-        for name, (begun, ended) in load.unknown.items()
-        if any(begun <= healthy and ended >= killed for killed, healthy in changes.kills)
-    }
-    numbers["in flight on a killed peer, may have run"] = len(excused)
-    wrong = [f"{text} ({times} times)" for text, times in load.failures.items()]
-    if sum(load.failures.values()) == len(excused):
-        wrong.clear()
-    rate, sound = load.rate * LEAST_SHARE, load.sent - len(excused)
-    numbers["never executed"] = len(ids - set(executed) - excused)
-    for what, least in (("answered with their own id", sound), ("executed once", sound), ("calls a second", rate)):
-        if numbers[what] < least:
-            wrong.append(f"{what}: {numbers[what]}, not {least:g}")
-    wrong += [f"{what}: {numbers[what]}" for what in ("executed more than once", "never executed") if numbers[what]]
-    for what in (
-        "serials of analyst seen in handshakes",
-        "serials of intake seen with calls",
-        "issuing CAs seen in handshakes",
-    ):
-        if numbers[what] < 2:
-            wrong.append(f"{what}: {numbers[what]}, so no change was seen")
+    wrong += [f"{what}: {numbers[what]}, so no change was seen" for what in SEEN if numbers[what] < 2]
     wrong += [f"{kind}: none" for kind in KINDS + (LATE_KINDS if load.secs >= LATE_SECS else ()) if not changes.done[kind]]
+    if kills and changes.done["peers killed"] < (least := load.secs / options.kill_secs * LEAST_KILLS - 1):
+        wrong.append(f"peers killed: {changes.done['peers killed']}, not {least:g}")
     return numbers, wrong
 
 
-async def soak(home: Path, secs: float, rate: float, lane: LaneMode, kill_secs: float) -> tuple[dict[str, Any], list[str]]:
+async def soak(home: Path, options: Options) -> tuple[dict[str, Any], list[str]]:
     """Run the whole thing in *home*; return the numbers, and what is wrong."""
     mesh = SoakMesh(home, free_ports(), lame_duck_secs=8)
     token = secrets.token_urlsafe(32)
@@ -258,17 +211,20 @@ async def soak(home: Path, secs: float, rate: float, lane: LaneMode, kill_secs: 
         for name in ("token", "previous"):
             replace_file(mesh.token_file(node, name), token.encode(), 0o600)
     try:
-        await mesh.start()
-        await mesh.until_both_healthy()
-        os.environ["BLAZEN_PEER_TOKEN_FILE"] = str(mesh.token_file("intake"))
-        async with await PeerClient.connect_async("peer:analyst", peers_file=mesh.peers_file, lane=lane) as client:
-            load, changes = Load(client, rate, lane == "never"), Changes(mesh, secs, kill_secs)
-            stop = asyncio.Event()
-            changing = asyncio.create_task(changes.run(stop))
-            await load.run(secs)
-            stop.set()
-            await changing
-        return judge(load, changes, mesh)
+        async with asyncio.timeout(options.secs + END_SECS):
+            await mesh.start()
+            await mesh.until_healthy(*range(REPLICAS))
+            os.environ["BLAZEN_PEER_TOKEN_FILE"] = str(mesh.token_file("intake"))
+            watch_lanes()
+            client = await WatchedClient.connect_async("peer:analyst", peers_file=mesh.peers_file, lane=options.lane)
+            async with client:
+                load = Load(client, options.rate, named=options.lane == "never")
+                changes, stop = Changes(mesh, options.secs, options.kill_secs), asyncio.Event()
+                changing = asyncio.create_task(changes.run(stop))
+                await load.run(options.secs)
+                stop.set()
+                await changing
+        return judge(load, changes, mesh, options)
     finally:
         await mesh.stop()
 
@@ -282,24 +238,30 @@ def main() -> int:
     parser.add_argument("--kill-secs", type=float, default=0.0, help="kill a replica every so often (never)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep logs and journals there")
-    options = parser.parse_args()
+    options = parser.parse_args(namespace=Options())
+    if not (0 < options.secs <= MAX_SECS and 0 < options.rate <= MAX_RATE and options.kill_secs >= 0):
+        parser.error(f"--secs goes up to {MAX_SECS:g}, --rate up to {MAX_RATE:g}: each call is kept account of")
     with contextlib.ExitStack() as stack:
         home = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak")))
         home.mkdir(parents=True, exist_ok=True)
-        numbers, wrong = uvloop.run(soak(home, options.secs, options.rate, options.lane, options.kill_secs))
+        numbers, wrong = uvloop.run(soak(home, options))
     if options.json:
         sys.stdout.write(json.dumps({"ok": not wrong, "numbers": numbers, "wrong": wrong}) + "\n")
         return bool(wrong)
+    show(numbers, wrong, Console())
+    return bool(wrong)
+
+
+def show(numbers: dict[str, Any], wrong: list[str], console: Console) -> None:
+    """Print the numbers as a table, and what is wrong below it."""
     table = Table("what", "how many", title="under load, everything replaced", title_justify="left")
     table.columns[1].justify = "right"
     for what, many in numbers.items():
         table.add_row(what, f"{many:,}" if isinstance(many, int) else f"{many:,.1f}")
-    console = Console()
     console.print(table)
     for line in wrong:
-        console.print(f"[red]wrong:[/red] {line}")
-    console.print("nothing was lost" if not wrong else f"{len(wrong)} things are wrong")
-    return bool(wrong)
+        console.print(f"wrong: {line}", style="red", markup=False)
+    console.print(f"{len(wrong)} things are wrong" if wrong else "every call is accounted for")
 
 
 if __name__ == "__main__":

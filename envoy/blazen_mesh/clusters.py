@@ -102,6 +102,8 @@ def _choice(stamp: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "common_lb_config": {
             "healthy_panic_threshold": {"value": limits.PANIC_PERCENT},
             "update_merge_window": "0s",
+            # A call that names its host is for a run that is there: a host that drains answers it, a dead one is found dead.
+            "override_host_status": {"statuses": ["UNKNOWN", "HEALTHY", "DEGRADED", "UNHEALTHY", "DRAINING", "TIMEOUT"]},
         },
         "health_checks": [check],
         "outlier_detection": outlier,

@@ -11,7 +11,14 @@ from blazen_mesh import limits, tls
 from blazen_mesh.access_log import call_log
 from blazen_mesh.address import TcpAddress
 from blazen_mesh.clusters import cluster, protocol_options
-from blazen_mesh.http2 import PROOF_HEADER, connection_manager, credential_injector, filter_chain, listener
+from blazen_mesh.http2 import (
+    PROOF_HEADER,
+    WHY_NOT_CONNECTED,
+    connection_manager,
+    credential_injector,
+    filter_chain,
+    listener,
+)
 from blazen_mesh.mesh import Mesh, Way
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.routes import STAMP, route_table, routes
@@ -20,16 +27,6 @@ from blazen_peer.errors import ValidationError
 __all__ = ["callee_cluster", "egress_listener"]
 
 IDENTITY_HEADER = "x-forwarded-client-cert"
-_WHY = "%LOCAL_REPLY_BODY%, transport failure reason: %UPSTREAM_TRANSPORT_FAILURE_REASON%"
-_WHY_NOT_CONNECTED = {
-    # Envoy leaves the reason of a failed handshake out of its reply; a caller tells a bad certificate from a dead host by it.
-    "mappers": [
-        {
-            "filter": {"response_flag_filter": {"flags": ["UF"]}},
-            "body_format_override": {"text_format_source": {"inline_string": _WHY}},
-        }
-    ]
-}
 
 
 def egress_listener(mesh: Mesh, node: str, way: Way, paths: NodePaths, tracing: dict[str, Any] | None) -> dict[str, Any]:
@@ -48,7 +45,7 @@ def egress_listener(mesh: Mesh, node: str, way: Way, paths: NodePaths, tracing: 
         name,
         routes={"route_config": _routes(mesh, way)},
         filters=[token] if token else [],
-        options={"forward_client_cert_details": "SANITIZE", "local_reply_config": _WHY_NOT_CONNECTED},
+        options={"forward_client_cert_details": "SANITIZE", "local_reply_config": WHY_NOT_CONNECTED},
         keepalive=False,
         strip=(PROOF_HEADER, IDENTITY_HEADER, STAMP),
         access_log=call_log(node, name, caller=str(mesh.identity(node)), data_class=way.data_class),

@@ -10,14 +10,27 @@ from blazen_mesh.tls import ANY
 
 __all__ = [
     "PROOF_HEADER",
+    "WHY_NOT_CONNECTED",
     "connection_manager",
     "credential_injector",
     "filter_chain",
     "http2_options",
     "listener",
+    "same_host",
 ]
 
 PROOF_HEADER = "x-blazen-sidecar-proof"
+_WHY = "%LOCAL_REPLY_BODY%, transport failure reason: %UPSTREAM_TRANSPORT_FAILURE_REASON%"
+WHY_NOT_CONNECTED = {
+    # Envoy leaves the reason of a failed connection out of its reply. By it a caller tells a bad certificate from a dead host,
+    # and a peer's process that is gone from one that cannot be reached.
+    "mappers": [
+        {
+            "filter": {"response_flag_filter": {"flags": ["UF"]}},
+            "body_format_override": {"text_format_source": {"inline_string": _WHY}},
+        }
+    ]
+}
 
 
 def connection_manager(
@@ -102,6 +115,17 @@ def credential_injector(secret: dict[str, Any], header: str, prefix: str = "") -
         "credential": {"name": "envoy.http.injected_credentials.generic", "typed_config": generic},
     }
     return {"name": f"inject {header}", "typed_config": config}
+
+
+def same_host(header: str) -> dict[str, Any]:
+    """Return the HTTP filter that tells in *header* which of a cluster's hosts has answered, and by which a later call that
+    brings it goes to that host: healthy or not, as the cluster's ``override_host_status`` says. Any other value is as none."""
+    state = {"@type": f"{ANY}envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState", "name": header}
+    config = {
+        "@type": f"{ANY}envoy.extensions.filters.http.stateful_session.v3.StatefulSession",
+        "session_state": {"name": "envoy.http.stateful_session.header", "typed_config": state},
+    }
+    return {"name": "envoy.filters.http.stateful_session", "typed_config": config}
 
 
 def http2_options(*, keepalive: bool) -> dict[str, Any]:

@@ -7,12 +7,20 @@ from typing import Any
 from blazen_mesh import limits, tls
 from blazen_mesh.access_log import call_log, connection_log
 from blazen_mesh.clusters import cluster
-from blazen_mesh.http2 import PROOF_HEADER, connection_manager, credential_injector, filter_chain, listener
+from blazen_mesh.http2 import (
+    PROOF_HEADER,
+    WHY_NOT_CONNECTED,
+    connection_manager,
+    credential_injector,
+    filter_chain,
+    listener,
+    same_host,
+)
 from blazen_mesh.mesh import Mesh
 from blazen_mesh.paths import NodePaths
 from blazen_mesh.rate_limit import limit_for, rate_limit
 from blazen_mesh.rbac import deny_all, rules_for
-from blazen_mesh.routes import STAMP, route_table, routes
+from blazen_mesh.routes import REPLICA, STAMP, route_table, routes
 from blazen_mesh.xds import RDS, file_source
 
 __all__ = ["INGRESS", "ingress_listener", "ingress_routes", "peer_cluster"]
@@ -38,6 +46,7 @@ def ingress_listener(mesh: Mesh, node: str, paths: NodePaths, tracing: dict[str,
             credential_injector(tls.sds_config(tls.PROOF, paths), PROOF_HEADER),
             rate_limit(),
             _health_check(),
+            *([same_host(REPLICA)] if len(mesh.peer(node).listens) > 1 else []),
         ],
         options={
             # The identity header is written anew from the certificate, whatever came.
@@ -49,6 +58,7 @@ def ingress_listener(mesh: Mesh, node: str, paths: NodePaths, tracing: dict[str,
                 "max_connection_duration": limits.duration(limits.connection_secs(age_secs)),
             },
             "drain_timeout": limits.duration(limits.drain_secs(age_secs)),
+            "local_reply_config": WHY_NOT_CONNECTED,
         },
         keepalive=True,
         # What the remote egress stamped is kept, and believed as far as the flows let its node have the class.

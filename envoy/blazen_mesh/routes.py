@@ -8,7 +8,17 @@ from typing import Any
 from blazen_mesh import limits
 from blazen_peer.policy import METHODS
 
-__all__ = ["INVOCATION_ID", "MAX_STREAM_SECS", "READING", "REPLICAS", "STAMP", "STREAMING", "route_table", "routes"]
+__all__ = [
+    "INVOCATION_ID",
+    "MAX_STREAM_SECS",
+    "READING",
+    "REPLICA",
+    "REPLICAS",
+    "STAMP",
+    "STREAMING",
+    "route_table",
+    "routes",
+]
 
 STAMP = "x-blazen-data-class"
 INVOCATION_ID = "blazen-invocation-id"
@@ -16,6 +26,9 @@ MAX_STREAM_SECS = "x-blazen-max-stream-secs"
 """On each answer that is a stream: how long it may last. A client opens its next lane before that."""
 REPLICAS = "x-blazen-replicas"
 """Likewise: how many peers stand behind the sidecar, where there are several. A client opens as many lanes."""
+REPLICA = "x-blazen-replica"
+"""Which of several peers has answered. Sent along with a call, it leads there whatever the health checks say of that peer: what
+a lane began goes on at the process that has it, though that one drains."""
 
 STREAMING = tuple(
     method

@@ -31,6 +31,7 @@ from blazen_peer.transport.channels import Channels, Endpoint
 from blazen_peer.transport.lane import Lane, LaneCall
 from blazen_peer.transport.lane_errors import AnswerTooLargeError
 from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
+from blazen_peer.transport.lane_told import REPLICA
 from blazen_peer.transport.lanes import KEY_END, LaneMode, Lanes, lane_key
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.status import raised_by
@@ -148,7 +149,10 @@ class Carriage:
         if lane is None:
             return "none"
         if invocation_id is not None and lanes.replicas > 1:
-            return "given-id"
+            key = lane_key(invocation_id)
+            lane = None if key is None else lanes.lane_of(key)
+            if lane is None or not lane.is_open:
+                return "given-id"
         if data_class is not None:
             self._port.check_stamp(stamp_of(lane.headers), data_class)
         return lane
@@ -167,10 +171,10 @@ class Carriage:
             endpoint.lanes = Lanes(begin, self._node_id, self._bearer, self._lane_mode, greeted)
         return endpoint.lanes
 
-    def _begin_lane(self, endpoint: Endpoint) -> Callable[[str], LaneCall]:
-        def begin(invocation_id: str) -> LaneCall:
-            metadata = grpc.aio.Metadata(*self._authorization(), (INVOCATION_ID, invocation_id))
-            return endpoint.lane(metadata=metadata)
+    def _begin_lane(self, endpoint: Endpoint) -> Callable[[str, str | None], LaneCall]:
+        def begin(invocation_id: str, replica: str | None) -> LaneCall:
+            leads = ((INVOCATION_ID, invocation_id), *(() if replica is None else ((REPLICA, replica),)))
+            return endpoint.lane(metadata=grpc.aio.Metadata(*self._authorization(), *leads))
 
         return begin
 
@@ -196,6 +200,11 @@ class Carriage:
             data_class=data_class,
             workflow=request.workflow_name,
         )
+
+    def _id_for_stream(self) -> str:
+        """Return a new invocation id for a stream that begins later: by one of the lanes that are open now, where there are."""
+        lanes = self._channels.lanes
+        return self._id_for(None if lanes is None else lanes.any())
 
     def _id_for(self, lane: Lane | None) -> str:
         """Return a new invocation id, for a call by *lane* or by itself."""

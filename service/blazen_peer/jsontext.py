@@ -29,6 +29,7 @@ _TOO_DEEP = f"nesting is over {MAX_NESTING} levels"
 _CONTAINERS = (dict, list, tuple)
 _VALUES = (str, int, float, type(None), *_CONTAINERS)
 _UNCHECKED = frozenset({str, bool, type(None), *_CONTAINERS})  # nothing to check in one of these by itself
+_PLAIN, _KEYS = frozenset({str, bool, type(None)}), frozenset({str})
 _LEAVES = frozenset({str, bool, type(None), int, float})  # nothing below these
 
 # A number out of range shows as 19 digits in a row or as an exponent of three. Mapping bytes and searching them is ten times as
@@ -113,6 +114,8 @@ def _may_hold_large_numbers(document: bytes) -> bool:
 
 def _check(value: object) -> None:
     """Refuse what strict JSON cannot carry, level by level: no recursion, however deep or circular *value* is."""
+    if type(value) is dict and _PLAIN.issuperset(map(type, value.values())) and _KEYS.issuperset(map(type, value)):
+        return  # as most results are
     level: list[object] = [value]
     for nesting in range(MAX_NESTING + 1):
         kinds = set(map(type, level))

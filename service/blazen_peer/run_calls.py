@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError
 
 from blazen_peer import telemetry
-from blazen_peer.carriage import MARGIN_SECS, Carriage, new_id
+from blazen_peer.carriage import MARGIN_SECS, Carriage
 from blazen_peer.config import check_timeout_secs
 from blazen_peer.errors import BlazenError, EncodeError, InvocationNotFoundError, PeerError, ValidationError
 from blazen_peer.port_class import stamp_of
@@ -77,7 +77,7 @@ class RunCalls(Carriage):
         timeout_secs = time_of_child(parent, timeout_secs)
         check_retries(retries)
         request = self._request(workflow_name, step_ids, input_json, timeout_secs)
-        invocation_id = check_invocation_id(invocation_id) if invocation_id is not None else new_id()
+        invocation_id = self._id_for_stream() if invocation_id is None else check_invocation_id(invocation_id)
         metadata = self._about(request, invocation_id, parent, self._port.of_call(parent))
 
         async def begin(cursor: int, repeats: Repeats, left_secs: float) -> StreamCall:

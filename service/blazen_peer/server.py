@@ -58,8 +58,6 @@ __all__ = ["PeerServer"]
 HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 CANCEL_GRACE_SECS: Final = 2.0  # for answers of cancelled runs to leave the process
 
-LANES_FIRST_SECS: Final = 2.0  # how long calls in flight on lanes may end before sidecars look elsewhere
-
 logger = logging.getLogger(__name__)
 
 
@@ -245,6 +243,7 @@ class PeerServer:
                 ("grpc.so_reuseport", 0),  # two servers must not share a port by accident
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: the bound holds only before a message is unpacked
             ),
         )
         per_sec = self._rulings.per_sec if self._rulings is not None else lambda: None
@@ -314,13 +313,15 @@ class PeerServer:
 
     async def _drained(self, lame_duck_secs: float) -> None:
         logger.info("%s drains: %d runs in progress", self._node_id, self._invocations.in_progress)
-        # While health says SERVING, sidecars lead a lane that breaks just now back here, to the calls that are in flight.
-        self._lanes.send_away("this peer drains")
-        await self._lanes.quiet(min(LANES_FIRST_SECS, lame_duck_secs))
         await self._health.enter_graceful_shutdown()
+        self._lanes.send_away("this peer drains")
         await asyncio.sleep(lame_duck_secs)
         self._invocations.refuse_new()
-        if not await self._invocations.wait_idle(self._settings.drain_secs):
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._settings.drain_secs
+        if await self._invocations.wait_idle(self._settings.drain_secs):
+            await self._lanes.taken_up(ends - loop.time())
+        else:
             cancelled = self._invocations.cancel_all()
             logger.warning(
                 "%s cancelled %d runs that did not finish in %g s", self._node_id, cancelled, self._settings.drain_secs

@@ -442,7 +442,13 @@ def test_secret_is_made_once(tmp_path: Path) -> None:
 def test_lanes(mesh: Mesh, node: str) -> None:
     """The ingress tells streams, lanes among them, how long they may last and how many replicas there are; every hop finds the
     host of a call by what its id has in common with its lane's."""
-    for manager in found(rendered(mesh, node), "HttpConnectionManager"):
+    document = rendered(mesh, node)
+    several = len(mesh.peer(node).listens) > 1
+    assert len(found(document, "StatefulSession")) == several
+    for cluster in document["static_resources"]["clusters"]:  # whoever names a replica is led there, whatever its health
+        by_name = cluster.get("common_lb_config", {}).get("override_host_status", {}).get("statuses", ())
+        assert ("UNHEALTHY" in by_name) == (cluster.get("lb_policy") == "RING_HASH")
+    for manager in found(document, "HttpConnectionManager"):
         told = []
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             headers = {each["header"]["key"]: each["header"]["value"] for each in route.get("response_headers_to_add", ())}

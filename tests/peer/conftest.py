@@ -21,6 +21,7 @@ from blazen_peer.config import ServerSettings
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.run import Run
 from blazen_peer.transport.proto import peer_pb2
+from blazen_peer.transport.served_frames import ServedFrames
 from tests.peer.wire_proxy import Wire, wired
 
 QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
@@ -173,7 +174,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., InMemorySp
 @pytest.fixture
 def severed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set once a server's wait for a run was cut off, as it is when the caller is gone and the server has noticed."""
-    event, wait = asyncio.Event(), Run.wait
+    event, wait, sever = asyncio.Event(), Run.wait, ServedFrames.sever
 
     async def noticing(run: Run) -> WorkflowResult:
         try:
@@ -182,7 +183,12 @@ def severed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
             event.set()
             raise
 
+    def severing(frames: ServedFrames, number: int) -> None:
+        event.set()
+        sever(frames, number)
+
     monkeypatch.setattr(Run, "wait", noticing)
+    monkeypatch.setattr(ServedFrames, "sever", severing)  # a call of a lane that nobody waits for any more
     return event
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -133,3 +136,32 @@ async def test_a_malformed_run_span_links_nothing(said: str, traced: Trace, serv
     [run] = [span for span in exported.get_finished_spans() if span.name == "blazen.run w"]
     assert trace.format_trace_id(run.context.trace_id) == "ab" * 16
     assert not run.links
+
+
+def test_where_the_providers_stand() -> None:
+    """OpenTelemetry still keeps its providers where each call looks for them: elsewhere, calls would ask the slow way."""
+    assert telemetry._TRACERS_TELL
+    assert telemetry._METERS_TELL
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["where they stand", "the public way"])
+def test_providers_are_noticed(quick: bool) -> None:
+    """A provider that is installed later is noticed at once, whichever way one looks."""
+    code = (
+        "from blazen_peer import telemetry\n"
+        f"telemetry._TRACERS_TELL = telemetry._METERS_TELL = {quick}\n"
+        "from opentelemetry import metrics, trace\n"
+        "from opentelemetry.sdk.metrics import MeterProvider\n"
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "assert not telemetry.enabled() and not telemetry.metered()\n"
+        "trace.set_tracer_provider(TracerProvider()), metrics.set_meter_provider(MeterProvider())\n"
+        "assert telemetry.enabled() and telemetry.metered()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_provider_of_the_environment() -> None:
+    """One that the environment names counts as well."""
+    code = "from blazen_peer import telemetry; assert telemetry.enabled()"
+    env = {**os.environ, "OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=env)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+from typing import Final
 
 from blazen_peer import jsontext
 from blazen_peer.errors import EncodeError, ValidationError
 from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT
 from blazen_peer.runtime.run import Run
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
+from blazen_peer.wire.envelopes import encode_result
 
-__all__ = ["read_input", "response_of"]
+__all__ = ["MAX_INLINE_BYTES", "answer_of", "read_input"]
 
-_MAX_INLINE_BYTES = 256 * 1024
+MAX_INLINE_BYTES: Final = 256 * 1024  # of an envelope whose input the loop may parse: 5 MB can hold it for a second
 _BARE = (TIMED_OUT, CANCELLED)  # texts that stand without "workflow error: " on the wire
 
 
-async def read_input(request: SubWorkflowRequest, named: bool, data_class: str | None = None) -> tuple[object, bytes]:
-    """Return the input, parsed, and the request's fingerprint. A large one's in a thread: 5 MB can hold a loop for a second.
+def read_input(request: SubWorkflowRequest, named: bool, data_class: str | None = None) -> tuple[object, bytes]:
+    """Return the input, parsed, and the request's fingerprint. Beyond ``MAX_INLINE_BYTES`` that is for a thread.
 
     Args:
         request: What came.
@@ -28,9 +29,7 @@ async def read_input(request: SubWorkflowRequest, named: bool, data_class: str |
     Raises:
         EncodeError: The input is not JSON.
     """
-    if len(request.input_json) <= _MAX_INLINE_BYTES:
-        return _parsed(request.input_json), _fingerprint(request, data_class) if named else b""
-    return await asyncio.to_thread(lambda: (_parsed(request.input_json), _fingerprint(request, data_class) if named else b""))
+    return _parsed(request.input_json), _fingerprint(request, data_class) if named else b""
 
 
 def _parsed(input_json: bytes) -> object:
@@ -50,11 +49,17 @@ def _fingerprint(request: SubWorkflowRequest, data_class: str | None) -> bytes:
     return hashlib.sha256(head.encode() + request.input_json).digest()
 
 
-def response_of(run: Run) -> SubWorkflowResponse:
-    """Return the answer to the call that *run*, which is over, was made for."""
+def answer_of(run: Run) -> bytes:
+    """Return the response envelope to the call that *run*, which is over, was made for."""
+    result = run.result
+    if result is not None and not (result.remote_refs or run.exported):
+        return encode_result(result.data_json.encode())
     state_json = {key: text.encode() for key, text in run.exported.items()}
-    if run.result is not None:
-        refs = {uuid: ref.descriptor for uuid, ref in run.result.remote_refs.items()}
-        return SubWorkflowResponse(state_json=state_json, result_json=run.result.data_json.encode(), remote_refs=refs)
-    text = str(run.error)
-    return SubWorkflowResponse(state_json=state_json, error=text if text.startswith(_BARE) else f"workflow error: {text}")
+    if result is not None:
+        refs = {uuid: ref.descriptor for uuid, ref in result.remote_refs.items()}
+        response = SubWorkflowResponse(state_json=state_json, result_json=result.data_json.encode(), remote_refs=refs)
+    else:
+        text = str(run.error)
+        error = text if text.startswith(_BARE) else f"workflow error: {text}"
+        response = SubWorkflowResponse(state_json=state_json, error=error)
+    return response.encode()

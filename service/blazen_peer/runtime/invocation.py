@@ -27,7 +27,7 @@ class Invocation:
         data_class: The class of its data; None: it has none.
     """
 
-    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_turn", "answer", "data_class", "key", "run")
+    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_told", "_turn", "answer", "data_class", "key", "run")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Invocation:
         self._limits = log_limits
         self._log: EventLog | None = None
         self._turn: asyncio.Event | None = None
+        self._told: Callable[[bytes], None] | None = None
 
     @classmethod
     def answered(cls, loop: asyncio.AbstractEventLoop, key: Key, answer: bytes, log: EventLog | None) -> Invocation:
@@ -98,6 +99,19 @@ class Invocation:
             raise RuntimeError("a run is over and left no answer")
         return self.answer
 
+    def on_answer(self, tell: Callable[[bytes], None]) -> bool:
+        """Call *tell* with the answer: at once, where it is there. It must not raise.
+
+        Return False where somebody else is told already: whoever repeats a call may come and go, and uses :meth:`wait`.
+        """
+        if self.answer is not None:
+            tell(self.answer)
+        elif self._told is None:
+            self._told = tell
+        else:
+            return False
+        return True
+
     def begun(self, run: Run) -> None:
         """Its turn has come."""
         self.run = run
@@ -112,7 +126,11 @@ class Invocation:
     def ended(self, answer: bytes) -> None:
         """It is over."""
         self.answer = answer
+        self.run = None  # they hold each other: apart, both go at once, and not when the cycle collector finds them
         if self._turn is not None:
             self._turn.set()
         if self._log is not None:
             self._log.close()
+        if self._told is not None:
+            told, self._told = self._told, None
+            told(answer)

@@ -27,7 +27,7 @@ from blazen_peer.errors import (
     WorkflowError,
 )
 from blazen_peer.identity import Caller
-from blazen_peer.runtime.envelopes import read_input, response_of
+from blazen_peer.runtime.envelopes import MAX_INLINE_BYTES, answer_of, read_input
 from blazen_peer.runtime.event_log import Gap, LoggedEvent
 from blazen_peer.runtime.execution import CANCELLED, TIMED_OUT
 from blazen_peer.runtime.invocation import Invocation
@@ -187,17 +187,40 @@ class Invocations:
                 invocation.run.cancel()
         return len(queued) + len(running)
 
+    def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Invocation:
+        """Begin what :meth:`invoke` answers, or find it again; *payload* is at most ``MAX_INLINE_BYTES``. Raises as that."""
+        request, workflow, stamp = self._asked(payload, caller, metadata)
+        document, fingerprint = read_input(request, metadata.invocation_id is not None, stamp)
+        return self._begun(request, workflow, document, fingerprint, caller, metadata)
+
     async def _call(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Invocation:
         """Return the call that *payload* asks for: begun now, or before where this is a repeat."""
+        if len(payload) <= MAX_INLINE_BYTES:
+            return self.begin(payload, caller, metadata)
+        request, workflow, stamp = self._asked(payload, caller, metadata)
+        document, fingerprint = await asyncio.to_thread(read_input, request, metadata.invocation_id is not None, stamp)
+        return self._begun(request, workflow, document, fingerprint, caller, metadata)
+
+    def _asked(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> tuple[SubWorkflowRequest, Workflow, str | None]:
+        """Return what *payload* says, the workflow that it means, and the data class that counts for it."""
         if metadata.instance_id is not None and metadata.instance_id != self._instance_id:
             raise OtherProcessError("another process answers here than the one that this call is for", self._instance_id)
         request = SubWorkflowRequest.decode(payload)
         workflow = self._resolution.workflow(request, caller, metadata)
+        return request, workflow, None if self._rulings is None else self._rulings.stamp_of(caller)
+
+    def _begun(
+        self,
+        request: SubWorkflowRequest,
+        workflow: Workflow,
+        document: object,
+        fingerprint: bytes,
+        caller: Caller,
+        metadata: CallMetadata,
+    ) -> Invocation:
+        """Begin the call, or find it again. Nothing here waits: two repeats cannot both find nothing."""
         key = None if metadata.invocation_id is None else key_of(caller, metadata.invocation_id)
-        stamp = None if self._rulings is None else self._rulings.stamp_of(caller)
-        document, fingerprint = await read_input(request, key is not None, stamp)
         data_class = self._resolution.data_class(workflow, document, caller, metadata)
-        # From here to the call's beginning nothing is awaited: two repeats cannot both find nothing.
         if key is not None and (known := self._table.find(key)) is not None:
             return self._repeated(key, known, fingerprint)
         if self._refusing:
@@ -287,8 +310,7 @@ class Invocations:
 
     def _answer(self, invocation: Invocation, run: Run) -> None:
         try:
-            response = response_of(run)
-            self._finish(invocation, response.encode())
+            self._finish(invocation, answer_of(run))
         except Exception:
             _LOG.exception("a defect kept the answer of run %s", run.info.run_id)
             self._finish(invocation, SubWorkflowResponse(error="workflow error: the answer could not be written").encode())

@@ -21,7 +21,7 @@ from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.status import refusal_of
 from blazen_peer.wire import SubWorkflowRequest
 
-__all__ = ["LOGGER", "CallLine", "CallLog"]
+__all__ = ["LOGGER", "CallLine", "CallLog", "CallRecord"]
 
 LOGGER: Final = "blazen_peer.calls"
 LONGEST: Final = 256  # characters of what a caller chose itself, as in the sidecars' access logs
@@ -49,47 +49,52 @@ class CallLog:
     """
 
     def __init__(self, node_id: str, clock: Callable[[], float]) -> None:
-        self._node_id, self.now = node_id, clock
+        self.node_id, self.now = node_id, clock
 
-    def write(
-        self,
-        frame: Frame,
-        caller: Caller,
-        client_node_id: str | None,
-        error: BaseException | None,
-        *,
-        began: float,
-        sent_bytes: int,
-    ) -> None:
-        """Write the line of a call that is over.
+    def opened(self, frame: Frame, caller: Caller, client_node_id: str | None) -> CallRecord:
+        """Take down what *frame* says of itself. *client_node_id*: what the caller calls itself."""
+        return CallRecord(self, frame, caller, client_node_id)
+
+
+class CallRecord:
+    """What is known of a call that goes on; it does not keep the frame."""
+
+    __slots__ = ("_began", "_fields", "_log")
+
+    def __init__(self, log: CallLog, frame: Frame, caller: Caller, client_node_id: str | None) -> None:
+        self._log, self._began = log, log.now()
+        call = frame if isinstance(frame, lane_pb2.Call) else None
+        self._fields = {
+            "log": "call",
+            "node": log.node_id,
+            "hop": "lane",
+            "caller": str(caller),
+            "client": client_node_id,
+            "data_class": caller.stamps[0][:LONGEST] if caller.stamps else None,
+            "workflow": None if call is None else _workflow_of(call.envelope),
+            "invocation_id": said_id(frame),
+            "method": method_of(frame),
+            "bytes_received": 0 if call is None else len(call.envelope),
+            "trace_id": None if call is None or (found := _TRACE_ID.match(call.traceparent)) is None else found[1],
+        }
+
+    def over(self, error: BaseException | None, sent_bytes: int) -> None:
+        """Write the line.
 
         Args:
-            client_node_id: What the caller calls itself.
             error: What ended the call; None where it was answered.
-            began: When, in seconds since the epoch.
             sent_bytes: The envelopes that went back.
         """
-        call = frame if isinstance(frame, lane_pb2.Call) else None
         refused = error if isinstance(error, BlazenError) else None
-        started = datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        started = datetime.fromtimestamp(self._began, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         logger.info(
             CallLine(
                 time=started,
-                log="call",
-                node=self._node_id,
-                hop="lane",
-                caller=str(caller),
-                client=client_node_id,
-                data_class=caller.stamps[0][:LONGEST] if caller.stamps else None,
-                workflow=None if call is None else _workflow_of(call.envelope),
-                invocation_id=said_id(frame),
-                method=method_of(frame),
+                **self._fields,
                 grpc_status=_NAMES[_code_of(error)],
                 refusal=None if refused is None else refused.kind,
-                duration_ms=max(0, round((self.now() - began) * 1000)),
-                bytes_received=0 if call is None else len(call.envelope),
+                duration_ms=max(0, round((self._log.now() - self._began) * 1000)),
                 bytes_sent=sent_bytes,
-                trace_id=None if call is None or (found := _TRACE_ID.match(call.traceparent)) is None else found[1],
             )
         )
 

@@ -33,6 +33,7 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment must never see a call to the sidecar
     ("grpc.service_config_disable_resolution", 1),  # no retry policy from DNS: what may be repeated is ours to say
     ("grpc.enable_retries", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: gRPC bounds a message only before it is unpacked
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt may take, whatever its name says: TLS far away needs it
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -163,6 +164,15 @@ class Channels:
     def over_tls(self) -> bool:
         """Whether these channels speak TLS themselves."""
         return self._tls is not None
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """The running loop's lanes, where there are some by now; None without a loop."""
+        try:
+            endpoint = self._endpoints.get(asyncio.get_running_loop())
+        except RuntimeError:
+            return None
+        return None if endpoint is None else endpoint.lanes
 
     def here(self) -> Endpoint:
         """Return the running loop's endpoint: a new one, on a new connection, once the TLS files have changed."""

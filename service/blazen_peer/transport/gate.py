@@ -178,8 +178,9 @@ def note_refusal(method: str, refused: Refused, client_node_id: str | None, invo
 
 
 def answer_to(refused: Refused) -> BlazenError:
-    """Return what the caller hears."""
-    return _ANSWERS[refused.status]
+    """Return what the caller hears; each its own: one that is raised again and again gathers tracebacks, and keeps them."""
+    answer = _ANSWERS[refused.status]
+    return type(answer)(*answer.args)
 
 
 def _said_of(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[str | None, str | None]:

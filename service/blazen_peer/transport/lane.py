@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeAlias
@@ -11,20 +12,21 @@ from typing import Any, Final, Self, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from blazen_peer.errors import BlazenError, EncodeError, PeerError, TransportError
-from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError, UnclearEndError
+from blazen_peer.errors import BlazenError, EncodeError, TransportError
+from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError
+from blazen_peer.transport.lane_frames import fill
 from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS, WRITE_SECS
 from blazen_peer.transport.lane_stream import EVENT_CREDIT, LATE, LaneStream
+from blazen_peer.transport.lane_told import not_opened, told_by
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import control_pb2, lane_pb2
-from blazen_peer.transport.status import DETAILS_KEY, raised_by, raised_by_refusal
+from blazen_peer.transport.status import raised_by, raised_by_refusal
 from blazen_peer.wire.metadata import CallMetadata
 
 __all__ = ["Lane", "LaneCall"]
 
 LaneCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
-_LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")  # grpc.aio, of a write that met the call's end
 LEAVE_SECS: Final = 2.0  # how long a lane that is given up may take to end in good order
 
 
@@ -34,6 +36,7 @@ class Lane:
     Attributes:
         key: What its calls' ids begin with.
         headers: What came before the peer's first message, some of it by the sidecars.
+        told: What they mean.
         instance_id: The process on the other end.
         max_frame_bytes: The largest envelope that it takes.
         retired: Whether new frames should go elsewhere.
@@ -43,7 +46,9 @@ class Lane:
     def __init__(self, call: LaneCall, key: str, authorization: Callable[[], str | None]) -> None:
         self._call, self._authorization, self.key = call, authorization, key
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Any], float]] = {}  # and when, by the loop's time, it is too late
+        self._late: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
         self._streams: dict[int, LaneStream] = {}
         self._ids = 0
         self._sent_authorization: str | None = None
@@ -55,8 +60,11 @@ class Lane:
         self._silence: asyncio.TimerHandle | None = None
         self.headers: tuple[tuple[str, str | bytes], ...] = ()
         self.instance_id, self.max_frame_bytes, self.max_open_frames = "", 0, 0
+        self.told = told_by(())
         self.retired = False
         self.ended: TransportError | None = None
+        self._shut = False
+        self._ids_seen = 0
 
     @classmethod
     async def open(
@@ -94,13 +102,14 @@ class Lane:
                 if raw is grpc.aio.EOF:
                     raise TransportError("the peer closed the lane as it was opened", may_have_run=False)
                 lane.headers = tuple(await call.initial_metadata() or ())
+                lane.told = told_by(lane.headers)
             message = _parsed(raw)
         except BaseException as error:
             call.cancel()
             if isinstance(error, TimeoutError):
                 raise TransportError(f"no lane was opened within {HELLO_SECS:g} s", may_have_run=False) from None
             if isinstance(error, grpc.aio.AioRpcError):
-                raise _not_opened(error) from error
+                raise not_opened(error) from error
             raise
         welcome, lane.retired = message.welcome, message.HasField("going_away")
         lane.instance_id, lane.max_frame_bytes = welcome.instance_id, welcome.max_frame_bytes
@@ -110,12 +119,19 @@ class Lane:
         for task in (lane._writing, lane._listening):
             task.add_done_callback(lane._over)
         lane._silence = lane._loop.call_later(SILENCE_SECS, lane._check_silence)
+        if lane.retired:  # it is there for what broke elsewhere; nothing may need it
+            lane._loop.call_later(LEAVE_SECS, lane._close_if_done)
         return lane
 
     @property
     def is_open(self) -> bool:
         """Whether it takes new frames."""
         return self.ended is None and not self.retired and self.in_flight < self.max_open_frames
+
+    @property
+    def takes_up(self) -> bool:
+        """Whether it takes frames that were open on another lane to the same process, though it may take no new ones."""
+        return self.ended is None and not self._shut and self.in_flight < self.max_open_frames
 
     @property
     def is_leaving(self) -> bool:
@@ -127,6 +143,11 @@ class Lane:
         """How many frames are open."""
         return len(self._waiting) + len(self._streams)
 
+    def unused(self) -> bool:
+        """Return whether no frame is open, and none was begun since this was asked last."""
+        seen, self._ids_seen = self._ids_seen, self._ids
+        return seen == self._ids and not self.in_flight
+
     async def invoke(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float) -> bytes:
         """Return the response envelope to *envelope*.
 
@@ -136,7 +157,7 @@ class Lane:
             PeerError: The peer refused it, as for a call on its own.
         """
         number, message = self._begin()
-        _fill(message.calls.add(id=number, envelope=envelope), metadata)
+        fill(message.calls.add(id=number, envelope=envelope), metadata)
         answer: bytes = await self._answered(number, len(envelope) + 64, deadline_secs)
         return answer
 
@@ -152,7 +173,7 @@ class Lane:
         number, message = self._begin()
         frame = message.calls.add(id=number, envelope=envelope, stream=True, cursor=metadata.cursor or 0)
         frame.event_credit = EVENT_CREDIT
-        _fill(frame, metadata)
+        fill(frame, metadata)
         return self._followed(number, len(envelope) + 64, deadline_secs)
 
     def attach(self, invocation_id: str, cursor: int, deadline_secs: float) -> LaneStream:
@@ -176,17 +197,38 @@ class Lane:
             message.authorization = self._sent_authorization = value
 
     async def _answered(self, number: int, size_bytes: int, deadline_secs: float) -> Any:
-        waiting = self._waiting[number] = self._loop.create_future()
+        waiting = self._loop.create_future()
+        ends = self._loop.time() + deadline_secs
+        self._waiting[number] = waiting, ends
         self._writer.note(size_bytes)
-        timer = self._loop.call_later(deadline_secs, self._give_up, number)
+        if ends < self._looks_at:
+            self._look_at(ends)
         try:
             return await waiting
         except asyncio.CancelledError:
             self._drop(number)
             raise
         finally:
-            timer.cancel()
             del self._waiting[number]
+
+    def _look_at(self, when: float) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._looks_at, self._late = when, self._loop.call_at(when, self._give_up_late)
+
+    def _give_up_late(self) -> None:
+        """End the calls whose time is over. One timer for all of them: nearly every call is answered long before."""
+        now, self._late, self._looks_at = self._loop.time(), None, math.inf
+        for number, (waiting, ends) in self._waiting.items():
+            if waiting.done():
+                continue
+            if ends <= now:
+                waiting.set_exception(TransportError(LATE))
+                self._drop(number)
+            elif ends < self._looks_at:
+                self._looks_at = ends
+        if self._looks_at < math.inf:
+            self._look_at(self._looks_at)
 
     def _followed(self, number: int, size_bytes: int, deadline_secs: float) -> LaneStream:
         stream = self._streams[number] = LaneStream(self, number, self._loop.time() + deadline_secs)
@@ -216,12 +258,6 @@ class Lane:
             self._farewell.cancel()
         self._fail("the client was closed while it waited for the answer")
 
-    def _give_up(self, number: int) -> None:
-        waiting = self._waiting.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(TransportError(LATE))
-            self._drop(number)
-
     def _drop(self, number: int) -> None:
         if self.ended is None:
             self._writer.message.dropped.append(number)
@@ -242,22 +278,23 @@ class Lane:
             if (stream := streams.get(event.id)) is not None:
                 stream.put(event.envelope)
         for answer in message.answers:
-            future = waiting.get(answer.id)
-            if future is None:
-                if (stream := streams.get(answer.id)) is not None:
+            number = answer.id
+            if (open_frame := waiting.get(number)) is None:
+                if (stream := streams.get(number)) is not None:
                     stream.fail(self._refused(answer.refusal))
-            elif future.done():
                 continue
-            elif answer.HasField("envelope"):
-                future.set_result(answer.envelope)
+            future = open_frame[0]
+            if future.done():
+                continue
+            if envelope := answer.envelope:  # no response envelope is empty
+                future.set_result(envelope)
             elif answer.HasField("refusal"):
                 future.set_exception(self._refused(answer.refusal))
             else:
                 future.set_exception(AnswerTooLargeError("the answer is too large for a frame"))
         for cancelled in message.cancelled:
-            future = waiting.get(cancelled.id)
-            if future is not None and not future.done():
-                future.set_result(control_pb2.CancelResponse.FromString(cancelled.response))
+            if (open_frame := waiting.get(cancelled.id)) is not None and not open_frame[0].done():
+                open_frame[0].set_result(control_pb2.CancelResponse.FromString(cancelled.response))
         if message.HasField("going_away"):
             self.retired = True
 
@@ -265,14 +302,13 @@ class Lane:
         error = raised_by_refusal(refusal.code, refusal.text, refusal.details)
         if not refusal.at_the_gate:
             return error
-        self.retired = True
+        self.retired = self._shut = True
         return LaneShutError(error)
 
     def _close_if_done(self) -> None:
         if self.retired and not self._waiting and not self._streams and self.ended is None:
             self.ended = LaneBrokenError("the lane was given up", may_have_run=False)
-            if self._silence is not None:
-                self._silence.cancel()
+            self._stop_timers()
             self._farewell = self._loop.create_task(self._leave())
 
     async def _leave(self) -> None:
@@ -290,6 +326,11 @@ class Lane:
         finally:
             self._writing.cancel()
             self._call.cancel()  # does nothing to a call that is over
+
+    def _stop_timers(self) -> None:
+        for timer in (self._silence, self._late):
+            if timer is not None:
+                timer.cancel()
 
     def _check_silence(self) -> None:
         left_secs = self._heard + SILENCE_SECS - time.monotonic()
@@ -314,8 +355,7 @@ class Lane:
         if self.ended is not None:
             return
         self.ended = LaneBrokenError(why)
-        if self._silence is not None:
-            self._silence.cancel()
+        self._stop_timers()
         self._call.cancel()
         for task in (self._writing, self._listening):
             if task is not None:
@@ -324,27 +364,11 @@ class Lane:
         for message in self._writer.unsent():
             for frames in (message.calls, message.attaches, message.cancels):
                 unsent.update(frame.id for frame in frames)
-        for number, waiting in self._waiting.items():
+        for number, (waiting, _) in self._waiting.items():
             if not waiting.done():
                 waiting.set_exception(LaneBrokenError(why, may_have_run=number not in unsent))
         for number, stream in self._streams.items():
             stream.fail(LaneBrokenError(why, may_have_run=number not in unsent))
-
-
-def _fill(frame: lane_pb2.Call, metadata: CallMetadata) -> None:
-    if metadata.invocation_id is not None:
-        frame.invocation_id = metadata.invocation_id
-    if metadata.timeout_ms is not None:
-        frame.timeout_ms = metadata.timeout_ms
-    if metadata.parent_run_id is not None:
-        frame.parent_run_id = metadata.parent_run_id
-    if metadata.instance_id is not None:
-        frame.instance_id = metadata.instance_id
-    if metadata.data_class is not None:
-        frame.data_class = metadata.data_class
-    if metadata.trace:
-        frame.traceparent = metadata.trace.get("traceparent", "")
-        frame.tracestate = metadata.trace.get("tracestate", "")
 
 
 def _parsed(raw: Any) -> lane_pb2.LaneResponse:
@@ -352,17 +376,3 @@ def _parsed(raw: Any) -> lane_pb2.LaneResponse:
         return lane_pb2.LaneResponse.FromString(raw)
     except DecodeError:
         raise EncodeError("the message is not a LaneResponse") from None
-
-
-def _not_opened(error: grpc.aio.AioRpcError) -> BlazenError:
-    """Return the error for a lane that was not opened: the peer's own refusal, or that there is none to be had.
-
-    A sidecar that refuses says nothing but a code. It may know of no lanes, and let calls through that go by themselves.
-    """
-    if (error.code(), error.details()) == _LOST:
-        return UnclearEndError()
-    failure = raised_by(error)
-    if isinstance(failure, TransportError):
-        return type(failure)(str(failure), may_have_run=False)
-    by_the_peer = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
-    return failure if by_the_peer else PeerError(f"there is no lane to be had: {failure}", kind="Unsupported")

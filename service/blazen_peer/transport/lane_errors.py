@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blazen_peer.errors import BlazenError, PeerError, TransportError
 
-__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError", "UnclearEndError"]
+__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError", "NobodyListensError", "UnclearEndError"]
 
 
 class LaneBrokenError(TransportError):
@@ -21,6 +21,20 @@ class LaneShutError(LaneBrokenError):
     def __init__(self, refusal: BlazenError) -> None:
         super().__init__(str(refusal), may_have_run=False)
         self.refusal = refusal
+
+
+class NobodyListensError(TransportError):
+    """No lane was opened, since a connection was refused: where it leads there is no process.
+
+    Attributes:
+        by_sidecar: The peer's own sidecar says so, of the peer. Otherwise it is what was dialled: the peer, where it has no
+            sidecar, or else this end's own sidecar, of which nothing follows for the peer.
+    """
+
+    def __init__(self, message: str, by_sidecar: bool) -> None:
+        super().__init__(message, may_have_run=False)
+        self.args = (message, by_sidecar)
+        self.by_sidecar = by_sidecar
 
 
 class UnclearEndError(TransportError):

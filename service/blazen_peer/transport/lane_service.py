@@ -13,7 +13,7 @@ from blazen_peer.wire import SubWorkflowEvent
 from blazen_peer.wire.cancellation import CancelReport
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["Admit", "Context", "LaneError", "LaneService", "Metadata"]
+__all__ = ["Admit", "Begun", "Context", "LaneError", "LaneService", "Metadata"]
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -21,8 +21,21 @@ Admit: TypeAlias = Callable[[Metadata, Context], Admitted]
 """Asks the gate about metadata as of now; raises ``Refused``."""
 
 
+class Begun(Protocol):
+    """A call that was begun."""
+
+    def on_answer(self, tell: Callable[[bytes], None]) -> bool:
+        """Call *tell* with the response envelope, at once or later; False: another is told, and this one waits."""
+
+    async def wait(self) -> bytes:
+        """Wait for the response envelope."""
+
+
 class LaneService(Protocol):
     """What answers the frames; ``runtime.invocations`` does."""
+
+    def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Begun:
+        """Begin a call that :meth:`invoke` would answer."""
 
     async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
         """Answer a call: request envelope, caller, metadata -> response envelope."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from typing import Final
 
@@ -28,6 +29,7 @@ from blazen_peer.transport.lane_limits import (
     MAX_LANES_OF_ONE,
     MAX_MESSAGE_BYTES,
     MAX_OPEN_FRAMES,
+    TAKE_UP_SECS,
 )
 from blazen_peer.transport.lane_service import Admit, Context, LaneError, LaneService
 from blazen_peer.transport.proto import control_pb2, lane_pb2
@@ -64,6 +66,7 @@ class LaneServicer:
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._leaving: str | None = None
+        self._broke = -math.inf  # when a lane ended last on which frames were open
 
     @property
     def lanes(self) -> frozenset[ServedLane]:
@@ -83,11 +86,11 @@ class LaneServicer:
         for lane in self._lanes:
             lane.send_away(reason)
 
-    async def quiet(self, within_secs: float) -> None:
-        """Wait until what is in flight on lanes now was answered, at most that long."""
-        left = [task for lane in self._lanes for task in lane.frames]
-        if left:
-            await asyncio.wait(left, timeout=within_secs)
+    async def taken_up(self, within_secs: float) -> None:
+        """Give callers whose lane has just broken their time to come back for the answers, at most *within_secs*."""
+        left_secs = min(within_secs, self._broke + TAKE_UP_SECS - asyncio.get_running_loop().time())
+        if left_secs > 0:
+            await asyncio.sleep(left_secs)
 
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""
@@ -116,18 +119,22 @@ class LaneServicer:
             await lane.follow(self._welcome(), self._leaving)
         except LaneError as error:
             logger.info("a lane of %s ends: %s", who, error)
-            broken = error
+            code, text = error.code, str(error)
+            # Its frames hold the message that was wrong, up to 1 MiB, and tasks of theirs hold it: until the collector comes.
+            error.__traceback__ = None
         else:
             return
         finally:
             telemetry.open_lanes(-1)
+            if lane.open_frames:
+                self._broke = asyncio.get_running_loop().time()
             lane.close()
             self._lanes.discard(lane)
             self._of_callers -= Counter((who,))  # drops who has none left
             if not self._lanes:
                 self._none_open.set()
         async with asyncio.timeout(ABORT_SECS):  # a status waits behind what the caller does not take
-            await context.abort(broken.code, str(broken))
+            await context.abort(code, text)
 
     def _refusal(self, who: str) -> BlazenError | None:
         if len(self._lanes) >= MAX_LANES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar
@@ -12,6 +13,10 @@ from blazen_peer.transport.lane_limits import HEARTBEAT_SECS, MAX_FRAMES, MAX_WA
 __all__ = ["LaneWriter"]
 
 M = TypeVar("M", bound=Any)
+
+TICK_SECS: Final = HEARTBEAT_SECS / 2  # BEAT_TICKS of them are at most HEARTBEAT_SECS of silence
+BEAT_TICKS: Final = 2
+WRITE_TICKS: Final = math.ceil(WRITE_SECS / TICK_SECS) + 1  # the first may come right after the write began
 
 FULL_BYTES: Final = 256 * 1024  # from this size on a message goes as it is, and the next frame begins another
 
@@ -40,6 +45,9 @@ class LaneWriter(Generic[M]):
         self._full: deque[tuple[M, int]] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ticks = 0  # since the last message was begun to be written
+        self._timer: asyncio.TimerHandle
 
     @property
     def waiting_bytes(self) -> int:
@@ -82,28 +90,41 @@ class LaneWriter(Generic[M]):
         Raises:
             TimeoutError: A message was not taken.
         """
-        while True:
-            if self._full:
-                message, size_bytes = self._full.popleft()
-                self._full_bytes -= size_bytes
-            elif self._frames:
-                message, self.message, self._size_bytes, self._frames = self.message, self._make(), 0, 0
-            else:
-                await self._something()
-                continue
-            async with asyncio.timeout(WRITE_SECS):
-                await self._write(message.SerializeToString())
-            self._tell()
-
-    async def _something(self) -> None:
-        self._wake = self._loop.create_future()
-        self._tell()
-        heartbeat = self._loop.call_later(HEARTBEAT_SECS, self._beat)
+        self._task, self._ticks = asyncio.current_task(), 0
+        self._timer = self._loop.call_later(TICK_SECS, self._tick)
         try:
-            await self._wake
+            while True:
+                if self._full:
+                    message, size_bytes = self._full.popleft()
+                    self._full_bytes -= size_bytes
+                elif self._frames:
+                    message, self.message, self._size_bytes, self._frames = self.message, self._make(), 0, 0
+                else:
+                    self._wake = self._loop.create_future()
+                    self._tell()
+                    await self._wake
+                    self._wake = None
+                    continue
+                self._ticks = 0
+                await self._write(message.SerializeToString())
+                self._tell()
+        except asyncio.CancelledError:
+            if self._wake is None and self._ticks >= WRITE_TICKS:
+                raise TimeoutError(f"a message was not taken in {WRITE_SECS:g} s") from None
+            raise
         finally:
-            heartbeat.cancel()
             self._wake = None
+            self._timer.cancel()
+
+    def _tick(self) -> None:
+        """Look whether a write takes too long, or a sign of life is due: so no message pays for a timer of its own."""
+        self._timer = self._loop.call_later(TICK_SECS, self._tick)
+        self._ticks += 1
+        if self._wake is not None:  # there is nothing to write
+            if self._ticks >= BEAT_TICKS:
+                self._beat()
+        elif self._ticks >= WRITE_TICKS and self._task is not None:
+            self._task.cancel()
 
     def _tell(self) -> None:
         if self._emptied is not None and not self._emptied.done():

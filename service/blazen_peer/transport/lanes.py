@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -24,7 +23,8 @@ from blazen_peer.errors import (
     UnauthenticatedError,
 )
 from blazen_peer.transport.lane import Lane, LaneCall
-from blazen_peer.transport.lane_errors import LaneBrokenError, UnclearEndError
+from blazen_peer.transport.lane_errors import LaneBrokenError, NobodyListensError, UnclearEndError
+from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.transport.lane_way import CarriedStream, Way
 
@@ -40,16 +40,14 @@ MAX_LANES: Final = 8
 TRIES_A_REPLICA: Final = 4  # keys are hashed: some lanes meet at one replica
 RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go by themselves
 NONE_THERE_SECS: Final = 60.0  # the same where somebody said that there are none
-TAKE_UP_SECS: Final = 5.0  # how long a broken lane's calls look for their process
-OTHER_REPLICA_SECS: Final = 3.0  # and for how long another replica's answer does not mean that theirs is gone
+OTHER_REPLICA_SECS: Final = 3.0  # for how long another replica's answer does not mean that theirs is gone,
+OTHER_ANSWERS: Final = 2  # or how often not, where the sidecar was told which replica it is
 REFUSAL_SECS: Final = 1.0  # where gRPC lost what a lane was refused with, how long the next one waits for that
 FIRST_DELAY_SECS: Final = 0.05
 MAX_DELAY_SECS: Final = 1.0
 RENEWED_AT: Final = 0.75  # of the sidecars' bound for streams
 MIN_STREAM_SECS: Final = 0.2  # whatever a header says, lanes are not renewed faster than by this
-STREAM_SECS: Final = "x-blazen-max-stream-secs"  # set by sidecars on a lane's answer: how long they let it be
-REPLICAS: Final = "x-blazen-replicas"  # likewise: how many peers stand behind, where there are several
-_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+IDLE_SECS: Final = 300.0  # lanes of which none was used for so long, or up to twice as long, are closed
 
 
 def lane_key(invocation_id: str) -> str | None:
@@ -62,7 +60,7 @@ class Lanes:
     """The lanes of one client on one event loop.
 
     Args:
-        begin: Begins the RPC, with that invocation id beside it.
+        begin: Begins the RPC, with that invocation id beside it, to that one of the replicas (None: any).
         client_node_id: What this end calls itself.
         authorization: Gives the authorization header's value of this moment.
         mode: ``auto`` goes without where there is none, ``always`` fails then.
@@ -71,7 +69,7 @@ class Lanes:
 
     def __init__(
         self,
-        begin: Callable[[str], LaneCall],
+        begin: Callable[[str, str | None], LaneCall],
         client_node_id: str,
         authorization: Callable[[], str | None],
         mode: LaneMode,
@@ -88,6 +86,7 @@ class Lanes:
         self._replicas = 1
         self._tries = 0
         self._renewals: dict[str, asyncio.TimerHandle] = {}
+        self._look: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
@@ -108,6 +107,11 @@ class Lanes:
                 best = lane
         return best
 
+    def any(self) -> Lane | None:
+        """Return one of the open lanes, drawn by lot, if there are any."""
+        open_ = [lane for lane in self._lanes.values() if lane.is_open]
+        return random.choice(open_) if open_ else None  # noqa: S311 - it spreads, it guards nothing
+
     async def lane_for_new(self, within_secs: float) -> Lane | None:
         """Return the lane for a call that may go by any, opened now where there is none. None: it goes by itself.
 
@@ -120,8 +124,8 @@ class Lanes:
         if self._mode != "always":
             return await self._lane_if_any(within_secs)
         # A lane that is left may still take calls: its peer goes away, and nobody else is there.
-        left = next((lane for lane in self._lanes.values() if lane.ended is None), None)
-        if left is not None and self._loop.time() < self._not_before:
+        left = next((lane for lane in self._lanes.values() if lane.takes_up), None)
+        if left is not None and (self._loop.time() < self._not_before or len(self._lanes) >= MAX_LANES):
             return left
         try:
             return await self._opened(self._key_for_new(), within_secs)
@@ -132,6 +136,7 @@ class Lanes:
 
     async def _lane_if_any(self, within_secs: float) -> Lane | None:
         """Return a new lane. Once one could not be opened, the next is opened in the background: no call waits for it."""
+        self._forget_ended()
         if self._loop.time() < self._not_before or len(self._lanes) >= MAX_LANES:
             return None
         if self._failed:
@@ -191,16 +196,22 @@ class Lanes:
             UnauthenticatedError, PermissionDeniedError: The peer does not let this caller in any more.
         """
         may_have_run = instance_id is not None
+        replica = broken.told.replica if may_have_run else None
         until = min(ends, self._loop.time() + TAKE_UP_SECS)
-        found_by = self._loop.time() + OTHER_REPLICA_SECS
+        found_by, others = self._loop.time() + OTHER_REPLICA_SECS, 0
         delay_secs = FIRST_DELAY_SECS
         while not self._closed:
-            if may_have_run and (other := self._lane_to(instance_id)) is not None:
+            if may_have_run and (other := self._lane_to(instance_id, broken)) is not None:
                 return other
             try:
-                lane = await self._opened(broken.key, max(0.0, until - self._loop.time()))
-            except (TransportError, OverloadedError) as failure:
+                lane = await self._opened(broken.key, max(0.0, until - self._loop.time()), replica)
+            except NobodyListensError as failure:
+                # Nobody listens where the process did: it is gone. Of several, only the one that was asked for is known to be.
+                if failure.by_sidecar == broken.told.by_sidecar and (self._replicas == 1 or replica is not None):
+                    raise TransportError(f"{error}; the peer is gone: {failure}", may_have_run=may_have_run) from None
                 why: BlazenError = failure
+            except (TransportError, OverloadedError) as failure:
+                why = failure
             except (UnauthenticatedError, PermissionDeniedError):
                 raise
             except PeerError as failure:
@@ -208,7 +219,8 @@ class Lanes:
             else:
                 if instance_id is None or lane.instance_id == instance_id:
                     return lane
-                if self._replicas == 1 or self._loop.time() >= found_by:
+                others += 1
+                if self._replicas == 1 or self._loop.time() >= found_by or (replica is not None and others >= OTHER_ANSWERS):
                     raise TransportError(
                         f"{error}; another process answers now, and whether the call ran before that cannot be known"
                     ) from None
@@ -226,27 +238,31 @@ class Lanes:
     def retire(self) -> None:
         """Open no more lanes; each ends when what is open on it does."""
         self._not_before = math.inf
-        for timer in self._renewals.values():
-            timer.cancel()
+        self._stop_timers()
         for lane in self._lanes.values():
             self._give_up(lane)
 
     def close(self) -> None:
         """End all lanes."""
         self._closed = True
-        for timer in self._renewals.values():
-            timer.cancel()
+        self._stop_timers()
         for task in self._opening.values():
             task.cancel()
         for lane in (*self._lanes.values(), *self._leaving):
             lane.close()
 
-    async def _opened(self, key: str, within_secs: float) -> Lane:
+    def _stop_timers(self) -> None:
+        for timer in self._renewals.values():
+            timer.cancel()
+        if self._look is not None:
+            self._look.cancel()
+
+    async def _opened(self, key: str, within_secs: float, replica: str | None = None) -> Lane:
         """Return the lane with *key*, opened now if it is not; who comes meanwhile waits for the same."""
         lane = self._lanes.get(key)
         if lane is not None and lane.is_open:
             return lane
-        task = self._opening.get(key) or self._open_soon(key)
+        task = self._opening.get(key) or self._open_soon(key, replica)
         try:
             async with asyncio.timeout(within_secs):
                 return await asyncio.shield(task)
@@ -257,8 +273,8 @@ class Lanes:
                 raise TransportError("the client was closed while a lane was opened", may_have_run=False) from None
             raise
 
-    def _open_soon(self, key: str) -> asyncio.Task[Lane]:
-        task = self._opening[key] = self._loop.create_task(self._open(key))
+    def _open_soon(self, key: str, replica: str | None = None) -> asyncio.Task[Lane]:
+        task = self._opening[key] = self._loop.create_task(self._open(key, replica))
         task.add_done_callback(lambda task: self._settled(key, task))
         return task
 
@@ -269,20 +285,21 @@ class Lanes:
         error = task.exception()  # who waits has it too
         if error is None:
             self._failed = False
-            if not task.result().is_open:  # its peer goes away
+            if task.result().is_open:
+                self._reach_more()
+            else:  # its peer goes away
                 self._not_before = self._loop.time() + RETRY_SECS
-            self._reach_more()
         elif not isinstance(error, UnauthenticatedError | PermissionDeniedError):
             self._failed = True
             short = isinstance(error, TransportError | OverloadedError)
             self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
 
-    async def _open(self, key: str) -> Lane:
+    async def _open(self, key: str, replica: str | None) -> Lane:
         ask = partial(Lane.open, key=key, client_node_id=self._client_node_id, authorization=self._authorization)
         try:
-            lane = await ask(self._begin(f"{key}{KEY_END}lane"))
+            lane = await ask(self._begin(f"{key}{KEY_END}lane", replica))
         except UnclearEndError:
-            lane = await ask(self._begin(f"{key}{KEY_END}lane"), refusal_secs=REFUSAL_SECS)
+            lane = await ask(self._begin(f"{key}{KEY_END}lane", replica), refusal_secs=REFUSAL_SECS)
         try:
             self._greeted(lane.headers)
         except BaseException:
@@ -296,16 +313,35 @@ class Lanes:
         self._lanes[key] = lane
         if before is not None:
             self._give_up(before)
-        told = dict(lane.headers)
-        self._replicas = int(_number(told.get(REPLICAS)) or 1) or 1
-        if (bound_secs := _number(told.get(STREAM_SECS))) is not None:
+        told = lane.told = lane.told._replace(replica=lane.told.replica or replica)  # who was asked for is not named again
+        self._replicas = told.replicas
+        if told.stream_secs is not None:
             if (timer := self._renewals.pop(key, None)) is not None:
                 timer.cancel()
-            self._renewals[key] = self._loop.call_later(max(MIN_STREAM_SECS, bound_secs) * RENEWED_AT, self._renew, key)
+            self._renewals[key] = self._loop.call_later(max(MIN_STREAM_SECS, told.stream_secs) * RENEWED_AT, self._renew, key)
+        if self._look is None:
+            self._look = self._loop.call_later(IDLE_SECS, self._close_unused)
         return lane
 
-    def _lane_to(self, instance_id: str | None) -> Lane | None:
-        return next((lane for lane in self._lanes.values() if lane.is_open and lane.instance_id == instance_id), None)
+    def _lane_to(self, instance_id: str | None, broken: Lane) -> Lane | None:
+        """Return a lane for what was open on *broken*: any to that process, as far as it goes the one that lasts longer."""
+        there = [
+            lane for lane in self._lanes.values() if lane.instance_id == instance_id and lane.takes_up and lane is not broken
+        ]
+        return max(there, key=lambda lane: lane.is_open, default=None)
+
+    def _close_unused(self) -> None:
+        """Close all lanes where none was used since this was done last: the next call opens one again."""
+        self._look = None
+        unused = [lane.unused() for lane in self._lanes.values() if lane.ended is None]
+        if not all(unused):
+            self._look = self._loop.call_later(IDLE_SECS, self._close_unused)
+            return
+        for key, lane in list(self._lanes.items()):
+            if key not in self._opening:
+                self._forget(key)
+                self._give_up(lane)
+        self._tries = 0
 
     def _forget(self, key: str) -> None:
         del self._lanes[key]
@@ -327,12 +363,12 @@ class Lanes:
     def _renew(self, key: str) -> None:
         """Open the next lane before the sidecars end this one."""
         lane = self._lanes.get(key)
-        if self._closed or lane is None or lane.ended is not None:
+        if self._closed or lane is None or lane.ended is not None or lane.retired:
             return
         lane.retired = True  # for new calls, while the next one is being opened; what is in flight is answered
         self._tries = 0
         if key not in self._opening:
-            self._open_soon(key)
+            self._open_soon(key, lane.told.replica)
 
     def _reach_more(self) -> None:
         """Give lanes up that lead where another does, and open one more while there are replicas that none leads to."""
@@ -345,7 +381,9 @@ class Lanes:
                 self._give_up(lane)
             reached.add(lane.instance_id)
         wanted = min(self._replicas, MAX_LANES)
-        if self._closed or len(reached) >= wanted or self._tries >= TRIES_A_REPLICA * wanted or self._opening:
+        if self._closed or self._opening or len(self._lanes) >= MAX_LANES:
+            return
+        if len(reached) >= wanted or self._tries >= TRIES_A_REPLICA * wanted:
             return
         self._tries += 1
         self._open_soon(_new_key())
@@ -353,7 +391,3 @@ class Lanes:
 
 def _new_key() -> str:
     return secrets.token_hex(4)
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else None

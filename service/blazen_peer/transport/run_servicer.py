@@ -70,11 +70,13 @@ def run_handlers(runs: RunService, node_id: str) -> tuple[grpc.GenericRpcHandler
 
     async def attach(request: control_pb2.AttachRequest, context: _Context) -> None:
         async with _served(CONTROL_SERVICE, "Attach", node_id, context) as (caller, _, span):
+            CallMetadata(request.invocation_id).checked()
             span.set_attribute(telemetry.INVOCATION_ID, request.invocation_id)
             await _write(runs.attach(caller, request.invocation_id, request.cursor), _message, context)
 
     async def cancel(request: control_pb2.CancelRequest, context: _Context) -> control_pb2.CancelResponse:
         async with _served(CONTROL_SERVICE, "Cancel", node_id, context) as (caller, _, span):
+            CallMetadata(request.invocation_id).checked()
             span.set_attribute(telemetry.INVOCATION_ID, request.invocation_id)
             report = await runs.cancel(caller, request.invocation_id, request.grace_ms / 1000)
             logger.info("%s cancelled invocation %s: %s", caller, request.invocation_id, report.outcome)

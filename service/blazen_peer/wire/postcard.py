@@ -10,7 +10,7 @@ from uuid import UUID
 
 from blazen_peer.errors import EncodeError
 
-__all__ = ["Reader", "Writer", "decode_error", "encode_error"]
+__all__ = ["Reader", "Writer", "decode_error", "encode_error", "length_of"]
 
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
@@ -160,9 +160,7 @@ class Writer:
 
     def blob(self, value: bytes) -> None:
         """Put a byte array."""
-        length = len(value)
-        self._parts.append(_SHORT[length] if length < 0x80 else _varint(length))
-        self._parts.append(value)
+        self._parts += length_of(value), value
 
     def text(self, value: str) -> None:
         """Put a string."""
@@ -179,6 +177,12 @@ class Writer:
     def joined(self) -> bytes:
         """Return all of it."""
         return b"".join(self._parts)
+
+
+def length_of(value: bytes) -> bytes:
+    """Return what stands before a byte array: how many bytes follow."""
+    length = len(value)
+    return _SHORT[length] if length < 0x80 else _varint(length)
 
 
 def _varint(value: int) -> bytes:

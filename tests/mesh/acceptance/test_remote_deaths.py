@@ -13,6 +13,7 @@ import pytest
 
 from blazen_mesh.address import TcpAddress
 from blazen_peer import PeerClient, PermissionDeniedError, TransportError
+from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 
 pytestmark = pytest.mark.envoy
 both_ways = pytest.mark.usefixtures("way")  # connecting is of neither; deaths on a lane: test_remote_lanes.py
@@ -27,41 +28,45 @@ async def kill(child: Any) -> None:
         await child.wait()
 
 
-async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any) -> None:
+@pytest.mark.parametrize("lane", ["never", "auto"])
+async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any, lane: str) -> None:
     """A run whose peer is killed was executed once: the caller hears at once that it may have run, and no sidecar sends it
     to the process that takes the dead one's place."""
     remote = await start_remote(serve=False)
     first = await start_process(remote.mesh, "analyst", "--require-identity")
-    client = await remote.connect(lane="never")
+    client = await remote.connect(lane=lane)
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await first.executed("demo::hold")
     await kill(first.child)
     died = time.monotonic()
     with pytest.raises(TransportError) as caught:
         await call
-    assert time.monotonic() - died < PROMPT_SECS
+    assert time.monotonic() - died < (PROMPT_SECS if lane == "never" else TAKE_UP_SECS / 2)
     assert caught.value.may_have_run is True
     second = await start_process(remote.mesh, "analyst", "--require-identity")
-    assert (await client.run_remote_workflow("next", ["demo::strict"], '{"count": 1}')).result == 1
+    assert (await client.run_remote_workflow("next", ["demo::strict"], '{"count": 1}', retries=20)).result == 1
     assert (second.executions("demo::hold"), second.executions("demo::strict")) == (1, 1)
 
 
+@pytest.mark.parametrize("lane", ["never", "auto"])
 @pytest.mark.parametrize("node", [pytest.param("analyst", id="the-peers"), pytest.param("intake", id="the-callers")])
-async def test_sidecar_killed_during_a_run(remote: Any, node: str) -> None:
-    """A run loses a sidecar on its way: the caller hears at once that it may have run; it goes on to its end, once; and the
-    next call passes as soon as the sidecar is back."""
-    client = await remote.connect(lane="never")
+async def test_sidecar_killed_during_a_run(remote: Any, node: str, lane: str) -> None:
+    """A run loses a sidecar on its way: the caller hears at once that it may have run, or by a lane after the time that a
+    sidecar has to come back; the run goes on to its end, once; and the next call passes as soon as the sidecar is back."""
+    client = await remote.connect(lane=lane)
     call = asyncio.create_task(client.run_remote_workflow(*HOLD))
     await asyncio.wait_for(remote.held.wait(), 10)
     await kill(remote.mesh.sidecars[node].child)
     died = time.monotonic()
     with pytest.raises(TransportError) as caught:
         await call
-    assert time.monotonic() - died < PROMPT_SECS
+    took_secs = time.monotonic() - died
+    assert took_secs < (PROMPT_SECS if lane == "never" else TAKE_UP_SECS + PROMPT_SECS)
+    assert lane == "never" or took_secs > TAKE_UP_SECS / 2
     assert caught.value.may_have_run is True
     await remote.mesh.start_sidecar(node)
-    again = await remote.connect()  # waits out the old connection's back-off
-    assert (await again.run_remote_workflow("echo", ["demo::echo"], "1")).result == 1
+    # The retries wait out the old connection's back-off.
+    assert (await client.run_remote_workflow("echo", ["demo::echo"], "1", retries=20)).result == 1
     remote.release.set()
     await asyncio.wait_for(remote.done.wait(), 10)
     assert remote.begun == {"demo::hold": 1, "demo::echo": 1}

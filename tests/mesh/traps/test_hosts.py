@@ -16,11 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blazen_mesh.sidecar import StartError
 from blazen_peer.errors import OverloadedError
+from blazen_peer.transport.lane_told import told_by
 from blazen_peer.transport.status import raised_by
 
 pytestmark = pytest.mark.envoy
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-ID = "blazen-invocation-id"
+ID, REPLICA = "blazen-invocation-id", "x-blazen-replica"
+SERVICE = "blazen.peer.v1.BlazenPeer"
+INVOKE = f"/{SERVICE}/InvokeSubWorkflow"
 HEALTHY = r"^cluster\.peer\.membership_healthy$"
 WAIT_SECS = 30.0
 
@@ -125,6 +128,64 @@ async def test_trap_19_health_is_looked_at(replicated: Any) -> None:
             await asyncio.sleep(0.1)
     spread = await counts(mesh, 40)
     assert min(spread["analyst"], spread["analyst 1"]) > 5
+
+
+async def answered_by(mesh: Any, replica: str | None, number: int) -> tuple[str, str | None]:
+    """Make a call with an id of its own, to *replica* where one is given; return who answered, and the name it has by now."""
+    before = {name: len(peer.calls) for name, peer in mesh.peers.items()}
+    metadata = [(ID, f"run-{number}"), *([(REPLICA, replica)] if replica else [])]
+    call = mesh.channel("intake", "analyst").unary_unary(INVOKE)(b"hello", metadata=metadata, timeout=10)
+    assert await call == b"hello"
+    (who,) = (name for name, peer in mesh.peers.items() if len(peer.calls) > before[name])
+    told = dict(await call.initial_metadata()).get(REPLICA)
+    return who, told if isinstance(told, str) else None
+
+
+@pytest.mark.parametrize("unix", [pytest.param(False, id="ports"), pytest.param(True, id="unix-sockets")])
+async def test_a_replica_that_is_named(start_mesh: Any, ports: Callable[[], int], short_dir: Any, unix: bool) -> None:
+    """Answers name their replica. A call that brings the name goes there, drain as it may, though the sidecar be a new one;
+    when that replica is gone another one answers at once, and is named. Any other name is as none."""
+    listens = [f"unix:{short_dir}/one", f"unix:{short_dir}/two"] if unix else [f"127.0.0.1:{ports()}" for _ in range(2)]
+    peers = {
+        "intake": {"sidecar": f"127.0.0.1:{ports()}", "listen": f"127.0.0.1:{ports()}", "egress": {"analyst": ports()}},
+        "analyst": {"sidecar": f"127.0.0.1:{ports()}", "listen": listens},
+    }
+    mesh = await start_mesh(stand_ins=False, sidecars=[], extra={"peers": peers})
+    await asyncio.gather(mesh.start_peer("analyst"), mesh.start_peer("analyst", replica=1))
+    await both(mesh)
+    names = dict([await answered_by(mesh, None, number) for number in range(24)])
+    assert set(names) == {"analyst", "analyst 1"}
+    assert None not in names.values()
+
+    async def always(replica: str | None, who: tuple[str, str | None]) -> None:
+        assert {await answered_by(mesh, replica, number) for number in range(12)} == {who}
+
+    await always(names["analyst 1"], ("analyst 1", None))  # the one that was asked for is not named again
+    await mesh.peers["analyst 1"].health.set("", NOT_SERVING)
+    await until_only(mesh, "analyst")
+    await always(names["analyst 1"], ("analyst 1", None))
+    await mesh.sidecars["analyst"].stop()
+    await mesh.start_sidecar("analyst")
+    await always(names["analyst 1"], ("analyst 1", None))
+    await until_only(mesh, "analyst")
+    await always("no-such-name", ("analyst", names["analyst"]))
+    await mesh.peers["analyst 1"].server.stop(0)
+    await always(names["analyst 1"], ("analyst", names["analyst"]))
+
+
+async def test_a_peer_that_is_gone_and_a_sidecar_that_is(mesh: Any) -> None:
+    """The answer to a stream says whether nobody listens in the peer's place, or the peer's sidecar cannot be reached."""
+    ends = []
+    for end in (mesh.peers["analyst"].server.stop(0), mesh.sidecars["analyst"].stop()):
+        await end
+        call = mesh.channel("intake", "analyst").unary_stream(f"/{SERVICE}/StreamSubWorkflowEvents")(b"hello", timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "Connection_refused" in (caught.value.details() or "")
+        headers = (*(caught.value.initial_metadata() or ()), *(caught.value.trailing_metadata() or ()))
+        ends.append(told_by(headers).by_sidecar)
+    assert ends == [True, False]
 
 
 async def test_a_draining_sidecar_fails_its_health_checks(mesh: Any) -> None:

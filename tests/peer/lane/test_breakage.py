@@ -127,7 +127,7 @@ async def test_never_written(serve: Serve, connect: Connect, wire: Wires, work: 
 
 async def test_silence(serve: Serve, connect: Connect, wire: Wires, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer of whom nothing is heard is found dead in the stated time, though the connection stands."""
-    monkeypatch.setattr("blazen_peer.transport.lane_writer.HEARTBEAT_SECS", 0.1)
+    monkeypatch.setattr("blazen_peer.transport.lane_writer.TICK_SECS", 0.05)
     monkeypatch.setattr("blazen_peer.transport.lane.SILENCE_SECS", 0.5)
     cut = await wire(await serve())
     client = await connect(cut.address, lane="always")
@@ -158,7 +158,7 @@ async def test_nobody_waits_for_a_lane(
     client = await connect(server)
     open_, tried = Lane.open, Counter[str]()
 
-    async def cannot(*args: Any) -> Lane:
+    async def cannot(*args: Any, **named: Any) -> Lane:
         tried["lanes"] += 1
         await asyncio.sleep(1)
         raise TransportError("nothing came back", may_have_run=False)

@@ -157,7 +157,8 @@ async def test_reader_that_stops(
     serve: Serve, connect: Connect, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any
 ) -> None:
     """Who takes no answers soon gives no more work, keeps nobody else waiting, and loses its lane after a while."""
-    monkeypatch.setattr("blazen_peer.transport.lane_writer.WRITE_SECS", 1.0)
+    monkeypatch.setattr("blazen_peer.transport.lane_writer.TICK_SECS", 0.1)
+    monkeypatch.setattr("blazen_peer.transport.lane_writer.WRITE_TICKS", 10)
     server = await serve()
     lane = await raw_lane(server)
     client = await connect(server, lane="always")
@@ -174,7 +175,7 @@ async def test_reader_that_stops(
     flooding = asyncio.create_task(flood())
     for n in range(50):
         assert (await asyncio.wait_for(client.run_remote_workflow("w", ["echo"], str(n), 20), 20)).result == n
-    await soon(lambda: len(server._lanes.lanes) == 1, 30)
+    await soon(lambda: len(server._lanes.lanes) == 1, 10)  # before its silence alone would have ended it
     assert work.begun["large"] < 400  # of the answers, 200 kB each, the transports take some, and 8 MiB wait
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
@@ -233,7 +234,7 @@ async def test_cut_while_draining(serve: Serve, connect: Connect, wire: Wires, w
 
 async def test_too_many_frames(serve: Serve, raw_lane: Any, envelope: Any, work: Any, monkeypatch: Any) -> None:
     """Frames beyond what may be open are refused one by one, typed, and the lane goes on."""
-    monkeypatch.setattr("blazen_peer.transport.served_lane.MAX_OPEN_FRAMES", 3)
+    monkeypatch.setattr("blazen_peer.transport.served_frames.MAX_OPEN_FRAMES", 3)
     lane = await raw_lane(await serve())
     await lane.send(Request(calls=[lane_pb2.Call(id=n, envelope=envelope("hold", n)) for n in range(1, 6)]))
     refused = (await lane.read()).answers
@@ -275,7 +276,7 @@ async def test_refused_while_the_hello_is_written(stack: AsyncExitStack) -> None
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
     asked: Counter[str] = Counter()
 
-    def begin(invocation_id: str) -> Any:
+    def begin(invocation_id: str, replica: str | None) -> Any:
         asked[invocation_id] += 1
         return channel.stream_stream(LANE_METHOD)(metadata=(("blazen-invocation-id", invocation_id),))
 

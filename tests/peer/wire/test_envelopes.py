@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from blazen_peer import wire
 from blazen_peer.errors import EncodeError, EnvelopeVersionError
+from blazen_peer.wire.envelopes import encode_result
 
 GOLDEN = json.loads((Path(__file__).parent / "postcard.json").read_text())
 VECTORS = {vector["id"]: vector for vector in GOLDEN["vectors"]}
@@ -252,3 +253,9 @@ def test_large_input_is_copied_once_each_way() -> None:
 def test_repr_holds_no_payload(envelope: Any) -> None:
     """What a log prints of an envelope holds names and sizes, never payloads or error texts."""
     assert "canary" not in repr(envelope)
+
+
+@given(st.binary(max_size=300) | st.binary(min_size=16_380, max_size=16_390))
+def test_result_alone(result_json: bytes) -> None:
+    """The short way to the commonest answer gives the very bytes of the long one."""
+    assert encode_result(result_json) == wire.SubWorkflowResponse(result_json=result_json).encode()
