@@ -124,21 +124,35 @@ class Carriage:
         Raises:
             PeerError: The client was made with ``lane="always"``, and there is none.
         """
-        if self._lane_mode == "never" or size_bytes > MAX_FRAME_BYTES or telemetry.sampled():
+        found = await self._lane_or_why(size_bytes, invocation_id, data_class)
+        if isinstance(found, str):
+            telemetry.carried(found)
             return None
+        telemetry.carried("lane")
+        return found
+
+    async def _lane_or_why(
+        self, size_bytes: int, invocation_id: str | None, data_class: str | None
+    ) -> Lane | telemetry.Carried:
+        if self._lane_mode == "never":
+            return "never"
+        if size_bytes > MAX_FRAME_BYTES:
+            return "large"
+        if telemetry.sampled():
+            return "sampled"
         if not self._has_lanes:
             if self._lane_mode == "always":
                 raise PeerError("the peer has no lanes, and this client was made with lane='always'", kind="Unsupported")
-            return None
+            return "none"
         lanes = self._lanes_here()
         lane = lanes.least() or await lanes.lane_for_new(CONNECT_TIMEOUT_SECS)
         if lane is None:
-            return None
+            return "none"
         if invocation_id is not None and lanes.replicas > 1:
             key = lane_key(invocation_id)
             lane = None if key is None else lanes.lane_of(key)
             if lane is None or not lane.is_open:
-                return None
+                return "given-id"
         if data_class is not None:
             self._port.check_stamp(stamp_of(lane.headers), data_class)
         return lane

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, TypeAlias, get_args
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
@@ -19,9 +20,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 __all__ = [
+    "Carried",
     "TraceContext",
     "active_runs",
     "call_span",
+    "carried",
     "command_span",
     "current_trace_id",
     "enabled",
@@ -30,6 +33,7 @@ __all__ = [
     "mark_failed",
     "metered",
     "note_attempt",
+    "open_lanes",
     "queued_runs",
     "refused",
     "run_ended",
@@ -66,6 +70,7 @@ RPC_STATUS_CODE = "rpc.grpc.status_code"
 
 OUTCOME = "blazen.outcome"  # ok, failed, cancelled or timeout
 REFUSAL = "blazen.refusal"  # an error's kind, or the status that the gate answers with
+WAY = "blazen.way"  # how a call is carried: by a lane, or why alone
 OTHER = "other"  # what a series is called whose own name would be one too many
 
 MAX_NAMES = 256  # workflows, steps, methods with series of their own: a call may name what it likes
@@ -101,6 +106,12 @@ _QUEUED = _METER.create_up_down_counter(
 _REFUSALS = _METER.create_counter(
     "blazen.refusals", unit="{call}", description="Calls that were refused, by method and reason."
 )
+_LANES = _METER.create_up_down_counter("blazen.lanes.open", unit="{lane}", description="Lanes of callers that are open.")
+_CARRIED = _METER.create_counter(
+    "blazen.calls.carried", unit="{call}", description="Calls that this process makes, by a lane, or why alone."
+)
+Carried: TypeAlias = Literal["lane", "never", "sampled", "large", "given-id", "none"]
+_WAYS: dict[Carried, dict[str, str]] = {way: {WAY: way} for way in get_args(Carried)}
 _LAG = _METER.create_histogram(
     "blazen.stream.lag",
     unit="{event}",
@@ -252,6 +263,20 @@ def queued_runs(change: int) -> None:
 def refused(method: str, reason: str) -> None:
     """Count a call of *method*, as the wire names it, that was refused; *reason* is an error's kind or the gate's status."""
     _REFUSALS.add(1, {RPC_METHOD: _bounded(RPC_METHOD, method), REFUSAL: reason})
+
+
+def open_lanes(change: int) -> None:
+    """Say that *change* more lanes of callers are open."""
+    _LANES.add(change)
+
+
+def carried(way: Carried) -> None:
+    """Count a call that this process makes: by a lane, or alone, and then why.
+
+    ``never``: the client is told so. ``sampled``: its trace is. ``large``: its envelope is. ``given-id``: its caller chose its
+    id, and there are replicas. ``none``: the peer has no lane, or none could be opened.
+    """
+    _CARRIED.add(1, _WAYS[way])
 
 
 def stream_lag(events: int) -> None:

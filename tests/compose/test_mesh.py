@@ -1,4 +1,7 @@
-"""``compose.yaml`` keeps its promises, in real containers: the workflow, its trace, refusals, secrets, rotation, restarts."""
+"""``compose.yaml`` keeps its promises, in real containers: the workflow, its trace, refusals, secrets, rotation, restarts.
+
+One way alone: the workflow is traced, and calls whose trace is sampled use no lane.
+"""
 
 from __future__ import annotations
 

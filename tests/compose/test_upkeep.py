@@ -1,4 +1,7 @@
-"""The mesh of ``compose.yaml`` lives on through renewal, revocation, kills and restarts, in real containers."""
+"""The mesh of ``compose.yaml`` lives on through renewal, revocation, kills and restarts, in real containers.
+
+The load goes as users' calls do, by lanes.
+"""
 
 from __future__ import annotations
 

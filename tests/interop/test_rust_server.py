@@ -1,4 +1,7 @@
-"""Our client against the real Blazen server, plain and behind our sidecars: each outcome is a value or an error of ours."""
+"""Our client against the real Blazen server, plain and behind our sidecars: each outcome is a value or an error of ours.
+
+One way alone: Blazen's own peers have no lanes.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Calls peers again and again from one host: ``caller.py PEERS_FILE INTERVAL_SECS NODE...``, until SIGTERM.
 
 Prints ``calling`` once it does, a line for each failure when it comes, and at the end how many calls there were, as JSON.
-Nothing is repeated: each call succeeds the first time, or counts as a failure.
+Nothing is repeated: each call succeeds the first time, or counts as a failure. Calls go as users' do, by lanes; alone in
+the tests of both ways.
 """
 
 from __future__ import annotations

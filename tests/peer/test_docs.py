@@ -82,7 +82,7 @@ def test_attributes_and_metrics() -> None:
     }
     other = {telemetry.TRACER, telemetry.RUN_SPAN, telemetry.STEP_SPAN, telemetry.COMMAND_SPAN, telemetry.OTHER}
     counted = {item._name for item in vars(telemetry).values() if hasattr(item, "_unit")}  # the API's instruments
-    assert len(counted) == 8
+    assert len(counted) == 10
     assert said - {"blazen.certificate.expiry"} == (names - other - {telemetry.PARENT_RUN_SPAN}) | counted
 
 

@@ -19,6 +19,8 @@ from blazen_peer.server import CANCEL_GRACE_SECS
 from blazen_peer.testing import peers, virtual_time
 from blazen_peer.wire import SubWorkflowRequest
 
+both_ways = pytest.mark.usefixtures("way")  # lanes in virtual time break: draining them is in lane/test_flow.py
+
 Serve = Callable[..., Awaitable[PeerServer]]
 Connect = Callable[..., Awaitable[PeerClient]]
 Health = health_pb2.HealthCheckResponse
@@ -114,6 +116,7 @@ async def test_in_good_order(registry: Registry, gates: Gates) -> None:
             await anext(health)
 
 
+@both_ways
 async def test_the_refusal_is_unavailable(
     serve: Serve, connect: Connect, gates: Gates, raw_call: Callable[..., Awaitable[bytes]]
 ) -> None:
@@ -152,6 +155,7 @@ async def test_what_does_not_finish_is_cancelled(registry: Registry, gates: Gate
     gates.go.set()
 
 
+@both_ways
 async def test_a_stuck_thread(serve: Serve, connect: Connect, registry: Registry) -> None:
     """A plain function that never lets go of its thread does not hold the drain."""
     begun, release = threading.Event(), threading.Event()
@@ -173,6 +177,7 @@ async def test_a_stuck_thread(serve: Serve, connect: Connect, registry: Registry
         release.set()
 
 
+@both_ways
 async def test_drain_twice(serve: Serve, connect: Connect, gates: Gates) -> None:
     """Draining again, at once or later, waits for the same end; giving up one wait does not stop the drain."""
     server = await serve(settings=ServerSettings(lame_duck_secs=0, drain_secs=10))

@@ -310,7 +310,7 @@ async def test_a_refused_message_is_taken(registry: Registry) -> None:
 
     The link between sends it as a stream does, late: so one call in fifty went wrong while the gate did not take the message.
     """
-    async with peers(registry=registry) as ends:
+    async with peers(registry=registry, lane="auto") as ends:
         stranger = await ends.connect("node-c", token="x" * 40)
         for _ in range(40):
             calls = (stranger.run_remote_workflow("demo", ["demo::none"], "{}", 10) for _ in range(20))

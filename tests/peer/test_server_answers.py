@@ -1,4 +1,7 @@
-"""What a server answers, row by row of the wire's table: hand-made bytes in, exact texts and bytes out, by plain gRPC."""
+"""What a server answers, row by row of the wire's table: hand-made bytes in, exact texts and bytes out, by plain gRPC.
+
+One way alone: what a lane answers to any bytes is in ``lane/test_garbage.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a remote call leaves in traces and logs: one tree over both ends, names and sizes, and nothing of what it carried."""
+"""What a remote call leaves in traces and logs: one tree over both ends, names and sizes, and nothing of what it carried.
+
+One way alone: calls whose trace is sampled use no lane.
+"""
 
 from __future__ import annotations
 

@@ -623,7 +623,7 @@ def test_other_event_loops() -> None:
 
 
 PARAMETERS = {
-    "peers": "steps *workflows *registry *with_token *server_node_id *client_node_id *settings *data_class",
+    "peers": "steps *workflows *registry *with_token *server_node_id *client_node_id *settings *data_class *lane",
     "virtual_time": "",
     "Link.calls": "self method",
     "Link.delay": "self secs times *method",

@@ -20,6 +20,7 @@ from blazen_peer.runtime.workflow import StepLike, Workflow, definition_of
 from blazen_peer.server import PeerServer
 from blazen_peer.testing.link import Link
 from blazen_peer.testing.recorder import Recorder
+from blazen_peer.transport.lanes import LaneMode
 
 __all__ = ["Peers", "peers"]
 
@@ -48,9 +49,11 @@ class Peers:
         token: str | None,
         settings: ServerSettings,
         data_class: str | None,
+        lane: LaneMode,
     ) -> None:
         """Prepare the peers without starting them: use :func:`peers`."""
         self.recorder, self.token = Recorder(), token
+        self._lane = lane
         self._registry = self.recorder.watch(registry)
         self._node_id, self._settings = node_id, settings
         self._listen = f"unix:{folder / 'peer'}"
@@ -75,10 +78,9 @@ class Peers:
 
         Args:
             node_id: Names the caller.
-            options: As for ``PeerClient.connect_async``; ``token=`` gives another token. ``lane`` is "never" where it is not
-                given: the faults of a link are for calls, and one call by a lane is none of its own.
+            options: As for ``PeerClient.connect_async``; ``token=`` gives another token, ``lane=`` another way.
         """
-        options = {"token": self.token, "lane": "never", **options}
+        options = {"token": self.token, "lane": self._lane, **options}
         client = await PeerClient.connect_async(self.link.address, node_id, **options)
         self._clients.append(client)
         return client
@@ -156,6 +158,7 @@ async def peers(
     client_node_id: str = "node-a",
     settings: ServerSettings = QUICK,
     data_class: str | None = None,
+    lane: LaneMode = "never",
 ) -> AsyncIterator[Peers]:
     """Serve steps inside the block, on a Unix socket in a folder of its own, with a client connected.
 
@@ -169,6 +172,8 @@ async def peers(
         client_node_id: What the client is called.
         settings: The server's limits and times; by default it drains for 2 s at the most.
         data_class: What the link stamps, as the port of a sidecar does: runs with data of that class may call through it.
+        lane: How the client carries calls, and those of :meth:`Peers.connect`. A link's faults are for calls, and one call by a
+            lane is none of its own; without faults "auto" is what users have.
 
     Raises:
         UnknownStepError: An id that is not registered.
@@ -184,7 +189,9 @@ async def peers(
             served.register_workflow(workflow)
     token = secrets.token_urlsafe(32) if with_token else None
     with tempfile.TemporaryDirectory(prefix="blazen-") as folder:
-        pair = Peers(served, Path(folder), node_id=server_node_id, token=token, settings=settings, data_class=data_class)
+        pair = Peers(
+            served, Path(folder), node_id=server_node_id, token=token, settings=settings, data_class=data_class, lane=lane
+        )
         await pair.link.start()
         try:
             await pair._start()

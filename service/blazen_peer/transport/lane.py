@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from blazen_peer.errors import BlazenError, EncodeError, TransportError
 from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError
+from blazen_peer.transport.lane_frames import fill
 from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS, WRITE_SECS
 from blazen_peer.transport.lane_stream import EVENT_CREDIT, LATE, LaneStream
 from blazen_peer.transport.lane_told import not_opened, told_by
@@ -66,14 +67,24 @@ class Lane:
         self._ids_seen = 0
 
     @classmethod
-    async def open(cls, call: LaneCall, key: str, client_node_id: str, authorization: Callable[[], str | None]) -> Self:
+    async def open(
+        cls,
+        call: LaneCall,
+        key: str,
+        client_node_id: str,
+        authorization: Callable[[], str | None],
+        *,
+        refusal_secs: float = 0.0,
+    ) -> Self:
         """Open a lane on *call*, which has just begun.
 
         Args:
             key: What its calls' ids begin with.
             authorization: Gives the authorization header's value of this moment.
+            refusal_secs: How long to wait for a refusal before anything is written.
 
         Raises:
+            UnclearEndError: It was refused while the hello was written, and gRPC does not know with what.
             PeerError: The other end has no lanes, or something on the way lets none through (kind "Unsupported").
             UnauthenticatedError, PermissionDeniedError, OverloadedError: The peer refuses this caller's.
             TransportError: The connection failed, or nothing came back in time.
@@ -83,6 +94,8 @@ class Lane:
         hello = lane_pb2.Hello(version=LANE_VERSION, client_node_id=client_node_id)
         try:
             async with asyncio.timeout(HELLO_SECS):
+                if refusal_secs:
+                    await asyncio.wait({lane._loop.create_task(call.initial_metadata())}, timeout=refusal_secs)
                 with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading says how
                     await call.write(lane_pb2.LaneRequest(hello=hello).SerializeToString())
                 raw = await call.read()
@@ -144,7 +157,7 @@ class Lane:
             PeerError: The peer refused it, as for a call on its own.
         """
         number, message = self._begin()
-        _fill(message.calls.add(id=number, envelope=envelope), metadata)
+        fill(message.calls.add(id=number, envelope=envelope), metadata)
         answer: bytes = await self._answered(number, len(envelope) + 64, deadline_secs)
         return answer
 
@@ -160,7 +173,7 @@ class Lane:
         number, message = self._begin()
         frame = message.calls.add(id=number, envelope=envelope, stream=True, cursor=metadata.cursor or 0)
         frame.event_credit = EVENT_CREDIT
-        _fill(frame, metadata)
+        fill(frame, metadata)
         return self._followed(number, len(envelope) + 64, deadline_secs)
 
     def attach(self, invocation_id: str, cursor: int, deadline_secs: float) -> LaneStream:
@@ -356,22 +369,6 @@ class Lane:
                 waiting.set_exception(LaneBrokenError(why, may_have_run=number not in unsent))
         for number, stream in self._streams.items():
             stream.fail(LaneBrokenError(why, may_have_run=number not in unsent))
-
-
-def _fill(frame: lane_pb2.Call, metadata: CallMetadata) -> None:
-    if metadata.invocation_id is not None:
-        frame.invocation_id = metadata.invocation_id
-    if metadata.timeout_ms is not None:
-        frame.timeout_ms = metadata.timeout_ms
-    if metadata.parent_run_id is not None:
-        frame.parent_run_id = metadata.parent_run_id
-    if metadata.instance_id is not None:
-        frame.instance_id = metadata.instance_id
-    if metadata.data_class is not None:
-        frame.data_class = metadata.data_class
-    if metadata.trace:
-        frame.traceparent = metadata.trace.get("traceparent", "")
-        frame.tracestate = metadata.trace.get("tracestate", "")
 
 
 def _parsed(raw: Any) -> lane_pb2.LaneResponse:

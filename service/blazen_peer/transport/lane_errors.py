@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blazen_peer.errors import BlazenError, PeerError, TransportError
 
-__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError", "NobodyListensError"]
+__all__ = ["AnswerTooLargeError", "LaneBrokenError", "LaneShutError", "NobodyListensError", "UnclearEndError"]
 
 
 class LaneBrokenError(TransportError):
@@ -35,6 +35,13 @@ class NobodyListensError(TransportError):
         super().__init__(message, may_have_run=False)
         self.args = (message, by_sidecar)
         self.by_sidecar = by_sidecar
+
+
+class UnclearEndError(TransportError):
+    """A lane was refused while its hello was being written, and gRPC lost what it was refused with: ask again."""
+
+    def __init__(self) -> None:
+        super().__init__("the lane was closed as it was opened", may_have_run=False)
 
 
 class AnswerTooLargeError(PeerError):

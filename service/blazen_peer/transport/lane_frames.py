@@ -11,7 +11,7 @@ from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.servicer import CONTROL_SERVICE, PEER_SERVICE
 from blazen_peer.wire.metadata import CallMetadata
 
-__all__ = ["LANE_METHOD", "EventCredit", "Frame", "metadata_of", "method_of", "said_id"]
+__all__ = ["LANE_METHOD", "EventCredit", "Frame", "fill", "metadata_of", "method_of", "said_id"]
 
 Frame: TypeAlias = lane_pb2.Call | lane_pb2.Attach | lane_pb2.Cancel
 LANE_METHOD: Final = f"/{CONTROL_SERVICE}/Lane"
@@ -75,3 +75,20 @@ def metadata_of(call: lane_pb2.Call, client_node_id: str | None) -> CallMetadata
         cursor=call.cursor or None,
         data_class=call.data_class or None,
     ).checked()
+
+
+def fill(frame: lane_pb2.Call, metadata: CallMetadata) -> None:
+    """Say in *frame* what :func:`metadata_of` reads."""
+    if metadata.invocation_id is not None:
+        frame.invocation_id = metadata.invocation_id
+    if metadata.timeout_ms is not None:
+        frame.timeout_ms = metadata.timeout_ms
+    if metadata.parent_run_id is not None:
+        frame.parent_run_id = metadata.parent_run_id
+    if metadata.instance_id is not None:
+        frame.instance_id = metadata.instance_id
+    if metadata.data_class is not None:
+        frame.data_class = metadata.data_class
+    if metadata.trace:
+        frame.traceparent = metadata.trace.get("traceparent", "")
+        frame.tracestate = metadata.trace.get("tracestate", "")

@@ -15,6 +15,7 @@ from typing import Final
 
 import grpc
 
+from blazen_peer import telemetry
 from blazen_peer.errors import BlazenError, OverloadedError
 from blazen_peer.transport.call_log import CallLog
 from blazen_peer.transport.call_rate import CallRate
@@ -112,6 +113,7 @@ class LaneServicer:
         self._lanes.add(lane)
         self._of_callers[who] += 1
         self._none_open.clear()
+        telemetry.open_lanes(1)
         try:
             await lane.hello()
             await lane.follow(self._welcome(), self._leaving)
@@ -123,6 +125,7 @@ class LaneServicer:
         else:
             return
         finally:
+            telemetry.open_lanes(-1)
             if lane.open_frames:
                 self._broke = asyncio.get_running_loop().time()
             lane.close()

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import grpc
 
 from blazen_peer.errors import BlazenError, PeerError, TransportError
-from blazen_peer.transport.lane_errors import NobodyListensError
+from blazen_peer.transport.lane_errors import NobodyListensError, UnclearEndError
 from blazen_peer.transport.status import DETAILS_KEY, raised_by
 
 __all__ = ["REPLICA", "STREAM_SECS", "Told", "not_opened", "told_by"]
@@ -17,6 +17,7 @@ __all__ = ["REPLICA", "STREAM_SECS", "Told", "not_opened", "told_by"]
 STREAM_SECS: Final = "x-blazen-max-stream-secs"
 REPLICAS: Final = "x-blazen-replicas"
 REPLICA: Final = "x-blazen-replica"
+_LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")  # grpc.aio, of a write that met the call's end
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 _NAME = re.compile(r"[!-~]{1,256}", re.ASCII)
 # gRPC's words where it dialled in vain, and Envoy's.
@@ -59,6 +60,8 @@ def not_opened(error: grpc.aio.AioRpcError) -> BlazenError:
 
     A sidecar that refuses says nothing but a code. It may know of no lanes, and let calls through that go by themselves.
     """
+    if (error.code(), error.details()) == _LOST:
+        return UnclearEndError()
     failure = raised_by(error)
     if isinstance(failure, TransportError):
         text = str(failure)

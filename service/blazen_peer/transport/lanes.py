@@ -11,6 +11,7 @@ import math
 import random
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
 from blazen_peer.errors import (
@@ -22,7 +23,7 @@ from blazen_peer.errors import (
     UnauthenticatedError,
 )
 from blazen_peer.transport.lane import Lane, LaneCall
-from blazen_peer.transport.lane_errors import LaneBrokenError, NobodyListensError
+from blazen_peer.transport.lane_errors import LaneBrokenError, NobodyListensError, UnclearEndError
 from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.transport.lane_way import CarriedStream, Way
@@ -41,6 +42,7 @@ RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go b
 NONE_THERE_SECS: Final = 60.0  # the same where somebody said that there are none
 OTHER_REPLICA_SECS: Final = 3.0  # for how long another replica's answer does not mean that theirs is gone,
 OTHER_ANSWERS: Final = 2  # or how often not, where the sidecar was told which replica it is
+REFUSAL_SECS: Final = 1.0  # where gRPC lost what a lane was refused with, how long the next one waits for that
 FIRST_DELAY_SECS: Final = 0.05
 MAX_DELAY_SECS: Final = 1.0
 RENEWED_AT: Final = 0.75  # of the sidecars' bound for streams
@@ -293,8 +295,11 @@ class Lanes:
             self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
 
     async def _open(self, key: str, replica: str | None) -> Lane:
-        call = self._begin(f"{key}{KEY_END}lane", replica)
-        lane = await Lane.open(call, key, self._client_node_id, self._authorization)
+        ask = partial(Lane.open, key=key, client_node_id=self._client_node_id, authorization=self._authorization)
+        try:
+            lane = await ask(self._begin(f"{key}{KEY_END}lane", replica))
+        except UnclearEndError:
+            lane = await ask(self._begin(f"{key}{KEY_END}lane", replica), refusal_secs=REFUSAL_SECS)
         try:
             self._greeted(lane.headers)
         except BaseException:

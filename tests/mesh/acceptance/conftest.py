@@ -26,6 +26,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 
 from blazen_mesh.child import Child
 from blazen_peer import Context, PeerClient, PeerServer, ServerSettings, StartEvent, StopEvent
@@ -34,6 +35,7 @@ from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto.peer_pb2 import PostcardRequest, PostcardResponse
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire import SubWorkflowRequest, SubWorkflowResponse
+from tests.mesh.one_frame import by_lane
 
 INVOKE = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 TOKEN = "the-shared-token-of-this-mesh-0123456789"
@@ -54,8 +56,8 @@ class Remote:
 
     token = TOKEN
 
-    def __init__(self, mesh: Any) -> None:
-        self.mesh = mesh
+    def __init__(self, mesh: Any, *, by_lane: bool = False) -> None:
+        self.mesh, self._by_lane = mesh, by_lane
         self.registry = Registry()
         self.begun: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
@@ -119,6 +121,8 @@ class Remote:
     ) -> SubWorkflowResponse:
         """Send raw bytes with raw metadata (on *channel*, where one is given), and return the answer's envelope.
 
+        With the fixture ``way`` they go either way: alone, or as a frame of a lane that is opened with the same metadata.
+
         Raises:
             BlazenError: What our own client makes of the refusal; its ``__cause__`` is gRPC's.
         """
@@ -127,6 +131,8 @@ class Remote:
                 address = (self.straight if past_sidecar else self.egress).removeprefix("http://")
                 channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
             try:
+                if self._by_lane:
+                    return SubWorkflowResponse.decode(await by_lane(channel, _envelope_in(request), metadata, timeout_secs))
                 answer = await channel.unary_unary(INVOKE)(request, metadata=tuple(metadata), timeout=timeout_secs)
             except grpc.aio.AioRpcError as error:
                 raise raised_by(error) from error
@@ -176,19 +182,28 @@ class Remote:
             return StopEvent(result=event.data)
 
 
+def _envelope_in(request: bytes) -> bytes:
+    """Return what a frame carries of *request*; of what is no message, all."""
+    try:
+        return PostcardRequest.FromString(request).postcard_payload
+    except DecodeError:
+        return request
+
+
 StartRemote = Callable[..., Awaitable[Remote]]
 
 
 @pytest.fixture
-async def start_remote(start_mesh: Any) -> AsyncIterator[StartRemote]:
+async def start_remote(start_mesh: Any, request: pytest.FixtureRequest) -> AsyncIterator[StartRemote]:
     """A factory: a mesh whose analyst is a real server (none yet with ``serve=False``).
 
     ``server`` are that server's options; all others are ``start_mesh``'s.
     """
+    is_by_lane = "way" in request.fixturenames and request.getfixturevalue("way") == "by-lane"
     async with AsyncExitStack() as stack:
 
         async def start(*, server: Mapping[str, Any] | None = None, serve: bool = True, **mesh_options: Any) -> Remote:
-            remote = Remote(await start_mesh(stand_ins=False, **mesh_options))
+            remote = Remote(await start_mesh(stand_ins=False, **mesh_options), by_lane=is_by_lane)
             stack.push_async_callback(remote.close)
             if serve:
                 await remote.start_server(**(server or {}))

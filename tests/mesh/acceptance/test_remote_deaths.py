@@ -16,6 +16,7 @@ from blazen_peer import PeerClient, PermissionDeniedError, TransportError
 from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 
 pytestmark = pytest.mark.envoy
+both_ways = pytest.mark.usefixtures("way")  # connecting is of neither; deaths on a lane: test_remote_lanes.py
 PROMPT_SECS = 5.0  # on a busy machine; without a prompt answer the calls here would wait for 60
 HOLD = ("hold", ["demo::hold"], "null", 60)
 
@@ -72,6 +73,7 @@ async def test_sidecar_killed_during_a_run(remote: Any, node: str, lane: str) ->
     assert remote.finished == {"demo::hold": 1}
 
 
+@both_ways
 @pytest.mark.parametrize("who", ["peer", "its-sidecar", "own-sidecar"])
 async def test_nobody_there(remote: Any, who: str) -> None:
     """A call to a peer that has gone, or by way of a sidecar that has gone, fails at once and cannot have run."""
@@ -88,6 +90,7 @@ async def test_nobody_there(remote: Any, who: str) -> None:
     assert not remote.begun
 
 
+@both_ways
 async def test_drained_peer_finishes_what_runs(remote: Any) -> None:
     """A peer that stops in good order refuses new calls, which cannot have run, and still answers the run in progress."""
     client = await remote.connect()
@@ -154,6 +157,7 @@ async def test_connect_where_no_flow_leads(start_remote: Any, start_mesh: Any) -
     await connect_fails(f"http://{stray.egress('intake', 'analyst')}", PermissionDeniedError, 5)
 
 
+@both_ways
 async def test_blocking_connect_and_call(remote: Any) -> None:
     """The blocking client does the same job from a plain thread."""
 

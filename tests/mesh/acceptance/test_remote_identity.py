@@ -16,6 +16,7 @@ from blazen_certs import Authority
 from blazen_peer import PermissionDeniedError, TlsError, TransportError
 
 pytestmark = pytest.mark.envoy
+both_ways = pytest.mark.usefixtures("way")  # where a call is made at all: that a handshake fails is of neither way
 FORGED_IDENTITY = (
     "x-forwarded-client-cert",
     f"By=spiffe://mesh.test/peer/analyst;Hash={'0' * 64};URI=spiffe://mesh.test/peer/archive",
@@ -31,6 +32,7 @@ FORGERIES = [
 ]
 
 
+@both_ways
 @pytest.mark.parametrize("forged", FORGERIES)
 async def test_past_the_sidecar(remote: Any, forged: list[tuple[str, str]]) -> None:
     """Straight to the peer's port with a good token: PERMISSION_DENIED whatever is forged, and nothing is executed."""
@@ -41,6 +43,7 @@ async def test_past_the_sidecar(remote: Any, forged: list[tuple[str, str]]) -> N
     assert not remote.begun
 
 
+@both_ways
 async def test_only_the_proof_is_missing_there(remote: Any) -> None:
     """What the forgers lack is the sidecar's secret alone: with it the same header counts, so their refusal rests on it."""
     proof = ("x-blazen-sidecar-proof", remote.mesh.proof_file("analyst").read_text())
@@ -49,6 +52,7 @@ async def test_only_the_proof_is_missing_there(remote: Any) -> None:
     assert answer.result_json == b'"spiffe://mesh.test/peer/archive"'
 
 
+@both_ways
 async def test_real_client_past_the_sidecar(remote: Any) -> None:
     """Our own client straight on the peer's port connects, since health passes, and is refused at its first call."""
     client = await remote.connect(address=remote.straight)
@@ -57,6 +61,7 @@ async def test_real_client_past_the_sidecar(remote: Any) -> None:
     assert not remote.begun
 
 
+@both_ways
 @pytest.mark.parametrize("forged", FORGERIES[1:])
 async def test_forged_through_the_sidecar(remote: Any, forged: list[tuple[str, str]]) -> None:
     """Forged headers through the sidecar are replaced: the step sees the true name, and the token must be of that node."""
@@ -67,6 +72,7 @@ async def test_forged_through_the_sidecar(remote: Any, forged: list[tuple[str, s
     assert remote.begun == {"demo::caller": 1}
 
 
+@both_ways
 async def test_without_require_identity_a_name_is_only_claimed(start_remote: Any) -> None:
     """A server that does not demand identity serves local callers, as what their token claims and never as a proven name;
     a forged proof is refused all the same."""
@@ -81,6 +87,7 @@ async def test_without_require_identity_a_name_is_only_claimed(start_remote: Any
     assert remote.begun == {"demo::caller": 3}
 
 
+@both_ways
 async def test_require_identity_of_the_command(start_remote: Any, start_process: Any) -> None:
     """``blazen-peer serve --require-identity`` refuses a call past the sidecar and serves one through it."""
     remote = await start_remote(serve=False)
@@ -103,6 +110,7 @@ def tls_channel(remote: Any, *, certificate: bool) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, credentials, options=[("grpc.ssl_target_name_override", "analyst.mesh.test")])
 
 
+@both_ways
 @pytest.mark.parametrize("forged", FORGERIES)
 async def test_forged_by_one_who_holds_a_certificate(remote: Any, forged: list[tuple[str, str]]) -> None:
     """Whoever has intake's key and needs no sidecar can forge no more: the ingress itself replaces every such header."""
@@ -187,6 +195,7 @@ async def test_callee_of_another_authority(start_remote: Any, certificates: Auth
     assert not remote.begun
 
 
+@both_ways
 async def test_node_without_a_flow(start_remote: Any, start_mesh: Any) -> None:
     """A node of the right CA that no flow lets in gets PermissionDeniedError, from connect on; nothing is executed."""
     nodes = ("intake", "analyst", "archive")

@@ -1,4 +1,7 @@
-"""The trace of a call over both peers and both sidecars, as an OTLP collector receives it; and what it never carries."""
+"""The trace of a call over both peers and both sidecars, as an OTLP collector receives it; and what it never carries.
+
+One way alone: calls whose trace is sampled use no lane.
+"""
 
 from __future__ import annotations
 

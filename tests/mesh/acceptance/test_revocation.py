@@ -15,7 +15,7 @@ import pytest
 from blazen_certs.upkeep import revoke_node
 from blazen_peer import Context, Event, StartEvent, StopEvent, TransportError
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.usefixtures("way")]  # by both ways of carrying a call
 AGE_SECS = 6
 BITES_SECS = 2.0
 NODES = ("intake", "archive", "analyst")

@@ -1,4 +1,7 @@
-"""For tests of the command: a peer that serves in a thread of its own, and the command run in this process."""
+"""For tests of the command: a peer that serves in a thread of its own, and the command run in this process.
+
+One way alone: a command makes one call, and a lane is asked for by ``run --lane``, which ``test_run.py`` holds.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,6 +102,7 @@ def test_metrics_of_a_peer(collector: tuple[Collector, dict[str, str]], start_pe
                 names = ("slow", ["app::wait"], "null", 60)
                 return threads.submit(client.run_remote_workflow_blocking, *names, invocation_id=invocation_id)
 
+            metrics.wait_for("blazen.lanes.open", 1)
             running = begin("running")
             metrics.wait_for("blazen.runs.active", 1)
             queued = begin("queued")
@@ -125,7 +127,39 @@ def test_metrics_of_a_peer(collector: tuple[Collector, dict[str, str]], start_pe
         metrics.wait_for("blazen.refusals", 1, rpc__method="other", blazen__refusal="UNAUTHENTICATED")
         metrics.wait_for("blazen.runs.active", 0)
         metrics.wait_for("blazen.runs.queued", 0)
+    metrics.wait_for("blazen.lanes.open", 0)
     assert CANARY.encode() not in metrics.raw
+
+
+CARRIED = [
+    pytest.param("lane", ("--lane", "always"), "1", {}, id="lane"),
+    pytest.param("never", (), "1", {}, id="never"),
+    pytest.param(
+        "sampled", ("--lane", "always"), "1", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}, id="sampled"
+    ),
+    pytest.param("large", ("--lane", "always"), json.dumps("x" * 262_144), {}, id="large"),
+]
+
+
+@pytest.mark.parametrize(("way", "options", "document", "env"), CARRIED)
+def test_how_calls_went(
+    collector: tuple[Collector, dict[str, str]],
+    start_peer: Callable[..., Any],
+    tmp_path: Path,
+    way: str,
+    options: tuple[str, ...],
+    document: str,
+    env: dict[str, str],
+) -> None:
+    """A caller counts its calls by how they went, or why not by a lane."""
+    metrics, variables = collector
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "input").write_text(document)
+    peer = start_peer("blazen-peer", "serve", "--app", "app", "--node-id", "b", "--listen", "127.0.0.1:0", cwd=tmp_path)
+    run = ("run", peer.address, "echo", "--step", "app::echo", "--input", "@input", *options)
+    client = start_peer("blazen-peer", *run, cwd=tmp_path, env={**variables, **env})
+    assert client.process.wait(20) == 0, client.log
+    metrics.wait_for("blazen.calls.carried", 1, blazen__way=way)
 
 
 def test_stream_lag(collector: tuple[Collector, dict[str, str]], start_peer: Callable[..., Any], tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ async def test_each_call(serve: Serve, raw_lane: Any, envelope: Any, work: Any, 
     )
     await asyncio.wait_for(work.held.wait(), 20)
     await lane.send(Request(dropped=[4]))
+    await soon(lambda: any(line["invocation_id"] == "dropped" for line in lines()))
     work.release.set()
     await soon(lambda: len(lines()) == 8)
     found = {line["method"].rpartition("/")[2] + " " + str(line["invocation_id"]): line for line in lines()}

@@ -5,13 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 import pytest
 
-from blazen_peer import CancelOutcome, PeerClient, PeerError, ServerSettings, ValidationError
+from blazen_peer import (
+    CancelOutcome,
+    PeerClient,
+    PeerError,
+    PermissionDeniedError,
+    ServerSettings,
+    TransportError,
+    ValidationError,
+)
+from blazen_peer.transport.lane_frames import LANE_METHOD
+from blazen_peer.transport.lanes import Lanes
 from blazen_peer.transport.proto import lane_pb2
+from blazen_peer.transport.servicer import CONTROL_SERVICE
+from blazen_peer.transport.status import refusal_of
 from blazen_peer.wire import SubWorkflowEvent, SubWorkflowResponse
 from tests.peer.conftest import Connect, RawPeers, Serve, Wires
 from tests.peer.lane.conftest import soon
@@ -245,3 +258,33 @@ async def test_too_many_lanes(serve: Serve, raw_lane: Any, connect: Connect, wor
     client = await connect(server)
     assert (await client.run_remote_workflow("w", ["echo"], "1", 20)).result == 1
     assert (await client.describe()).lanes.open == len(kept)
+
+
+async def test_refused_while_the_hello_is_written(stack: AsyncExitStack) -> None:
+    """A refusal that meets the hello is a refusal: where gRPC loses which, the lane is asked for again."""
+    refusal = refusal_of(PermissionDeniedError("not you"))
+
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(refusal.code, refusal.text, refusal.trailing_metadata)
+
+    handlers = {"Lane": grpc.stream_stream_rpc_method_handler(refuse)}
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(CONTROL_SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    stack.push_async_callback(server.stop, None)
+    channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+    asked: Counter[str] = Counter()
+
+    def begin(invocation_id: str, replica: str | None) -> Any:
+        asked[invocation_id] += 1
+        return channel.stream_stream(LANE_METHOD)(metadata=(("blazen-invocation-id", invocation_id),))
+
+    ended: Counter[type[BaseException]] = Counter()
+    async with asyncio.timeout(30):
+        while not (asked and max(asked.values()) > 1 and ended[PermissionDeniedError] >= 50):
+            lanes = Lanes(begin, "intake", lambda: None, "always", lambda _: None)
+            with pytest.raises((PermissionDeniedError, TransportError)) as caught:
+                await lanes.lane_for_new(10)
+            ended[caught.type] += 1
+    assert ended[PermissionDeniedError] > 0.9 * ended.total()

@@ -31,6 +31,7 @@ HELLOS = [
     pytest.param(Request(ping=True), id="none"),
     pytest.param(Request(hello=lane_pb2.Hello(version=2)), id="another-version"),
     pytest.param(Request(hello=lane_pb2.Hello()), id="no-version"),
+    pytest.param(Request(hello=lane_pb2.Hello(version=1), calls=[Call(id=1)]), id="a-frame-with-it"),
     pytest.param(Request(hello=lane_pb2.Hello(version=1, client_node_id="a b")), id="no-node-id"),
     pytest.param(b"\xff", id="no-protobuf"),
     pytest.param(Request(hello=HELLO, calls=[Call(id=1)]), id="with-a-call"),

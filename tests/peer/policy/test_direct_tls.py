@@ -23,6 +23,8 @@ from blazen_peer.policy import Policy
 from blazen_peer.runtime.registry import Registry
 from tests.peer.policy.guarded import TOKEN, flow, policy_of
 
+pytestmark = pytest.mark.usefixtures("way")  # each test by both ways of carrying a call
+
 QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
 
 

@@ -376,13 +376,13 @@ async def test_testing_peers(registry: Registry) -> None:
         return StopEvent(result=ctx.data_class)
 
     registry.register_workflow(Workflow("w", ["tells"], registry=registry, data_class="internal"))
-    async with peers(registry=registry, data_class="personal") as pair:
+    async with peers(registry=registry, data_class="personal", lane="auto") as pair:
         parent = Workflow("parent", [remote_step(pair.client, "w")], data_class="personal")
         assert (await parent.run({})).result == "internal"
         await pair.restart()
         assert (await parent.run({})).result == "internal"
         with pytest.raises(WorkflowError, match="whether that is as strict as internal is not known here"):
             await Workflow("parent", [remote_step(pair.client, "w")], data_class="internal").run({})
-    async with peers(registry=registry) as pair:
+    async with peers(registry=registry, lane="auto") as pair:
         with pytest.raises(WorkflowError, match="stamps no data class"):
             await Workflow("parent", [remote_step(pair.client, "w")], data_class="personal").run({})
