@@ -88,8 +88,9 @@ class Constant:
     def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Constant:
         return self
 
-    def on_answer(self, tell: Callable[[bytes], None]) -> None:
+    def on_answer(self, tell: Callable[[bytes], None]) -> bool:
         tell(ANSWER)
+        return True
 
 
 async def served(service: Any) -> Measured:
