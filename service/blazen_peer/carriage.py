@@ -118,13 +118,20 @@ class Carriage:
         headers = telemetry.inject()
         return metadata._replace(trace=headers) if headers else metadata
 
-    async def _lane(self, size_bytes: int, invocation_id: str | None, data_class: str | None) -> Lane | None:
-        """Return the lane for a call of that size; None: it goes by itself.
+    async def _lane(
+        self, size_bytes: int, invocation_id: str | None, data_class: str | None, *, retries: int = 0
+    ) -> Lane | None:
+        """Return the lane for a call of that size; None: it goes by itself, with *retries* where nobody answers.
 
         Raises:
             PeerError: The client was made with ``lane="always"``, and there is none.
         """
-        found = await self._lane_or_why(size_bytes, invocation_id, data_class)
+        found: Lane | telemetry.Carried = "none"
+        try:
+            found = await self._lane_or_why(size_bytes, invocation_id, data_class)
+        except TransportError:
+            if not retries:
+                raise
         if isinstance(found, str):
             telemetry.carried(found)
             return None

@@ -28,7 +28,7 @@ async def kill(child: Any) -> None:
         await child.wait()
 
 
-@pytest.mark.parametrize("lane", ["never", "auto"])
+@pytest.mark.parametrize("lane", ["never", "always"])
 async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any, lane: str) -> None:
     """A run whose peer is killed was executed once: the caller hears at once that it may have run, and no sidecar sends it
     to the process that takes the dead one's place."""
@@ -48,7 +48,7 @@ async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any, l
     assert (second.executions("demo::hold"), second.executions("demo::strict")) == (1, 1)
 
 
-@pytest.mark.parametrize("lane", ["never", "auto"])
+@pytest.mark.parametrize("lane", ["never", "always"])
 @pytest.mark.parametrize("node", [pytest.param("analyst", id="the-peers"), pytest.param("intake", id="the-callers")])
 async def test_sidecar_killed_during_a_run(remote: Any, node: str, lane: str) -> None:
     """A run loses a sidecar on its way: the caller hears at once that it may have run, or by a lane after the time that a
