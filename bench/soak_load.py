@@ -123,7 +123,7 @@ class Load:
         return stream.result.result if seen == list(range(EVENTS)) else f"the events {seen}"
 
     async def _call(self, name: str, secs: float, events: bool) -> None:
-        call = Call(name, time.monotonic(), [name] if self.named else [])
+        call = Call(name, time.monotonic(), invocation_ids=[name] if self.named else [])
         _CALL.set(call)
         try:
             async with asyncio.timeout(END_SECS) as bound:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,3 +94,24 @@ WRONG = [
 def test_is_wrong(tmp_path: Path, killed: list[str], other: list[str], of_load: dict[str, Any], wrong: str) -> None:
     """What must not be is named."""
     assert any(line.startswith(wrong) for line in judged(Mesh(tmp_path, killed, other), **of_load))
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_load(named: bool) -> None:
+    """A call that fails is kept with its times, and with the id that it was given."""
+
+    class Client:
+        async def run_remote_workflow(self, *_: object, **__: object) -> object:
+            raise MAYBE
+
+        async def stream_remote_workflow(self, *_: object, **__: object) -> AsyncIterator[object]:
+            raise MAYBE
+            yield
+
+    load = Load(cast("Any", Client()), 100.0, named=named)
+    await asyncio.wait_for(load.run(0.05), 10)
+    assert [call.name for call in load.failed] == [f"call-{number}" for number in range(1, load.sent + 1)]
+    for call in load.failed:
+        assert call.error is MAYBE
+        assert call.invocation_ids == ([call.name] if named else [])
+        assert call.begun <= call.ended
