@@ -154,6 +154,15 @@ class Lanes:
     def _key_for_new(self) -> str:
         return next((key for key in self._opening if key not in self._lanes), None) or _new_key()
 
+    async def open_one(self, within_secs: float) -> None:
+        """Open a lane where none is open.
+
+        Raises:
+            PeerError: There is none to be had.
+        """
+        if self.least() is None:
+            await self._opened(self._key_for_new(), within_secs)
+
     def lane_of(self, key: str) -> Lane | None:
         """Return the open lane with *key*, if there is one."""
         lane = self._lanes.get(key)
