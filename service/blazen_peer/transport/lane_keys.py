@@ -1,4 +1,4 @@
-"""The keys of lanes: the ids of a lane's calls begin with it, so that sidecars lead them, and what they come back for, alike."""
+"""The keys of lanes: the ids of a lane's calls begin with its key, by which sidecars lead them and what follows them alike."""
 
 from __future__ import annotations
 
