@@ -15,11 +15,13 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import uvloop
 from rich.console import Console
 from rich.table import Table
@@ -88,12 +90,14 @@ class Constant:
     def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Constant:
         return self
 
-    def on_answer(self, tell: Callable[[bytes], None]) -> None:
+    def on_answer(self, tell: Callable[[bytes], None]) -> bool:
         tell(ANSWER)
+        return True
 
 
-async def served(service: Any) -> Measured:
-    """Return what measures a server's lane over *service*: messages in, messages out."""
+@asynccontextmanager
+async def served(service: Any) -> AsyncIterator[Measured]:
+    """Give what measures a server's lane over *service*: messages in, messages out."""
     server = PeerServer("analyst", token=TOKEN)
     left = 0
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -105,33 +109,34 @@ async def served(service: Any) -> Measured:
             done.set_result(None)
 
     stream: Any = Stream(taken)
-    await server._start("127.0.0.1:0", None)  # for its gate and its lanes; nobody connects
-    server._lanes._service = service
-    ADMITTED.set(server._lanes._admit(stream.invocation_metadata(), stream))
-    stream.waiting.put_nowait(lane_pb2.LaneRequest(hello=lane_pb2.Hello(version=1)).SerializeToString())
-    lane = asyncio.create_task(server._lanes.serve(None, stream))
-    lane.add_done_callback(lambda _: done.done() or done.set_result(None))  # it is not to end: whoever waits says why
-    number = 0
+    async with server.serving():  # for its gate and its lanes: nobody connects
+        server._lanes._service = service
+        ADMITTED.set(server._lanes._admit(stream.invocation_metadata(), stream))
+        stream.waiting.put_nowait(lane_pb2.LaneRequest(hello=lane_pb2.Hello(version=1)).SerializeToString())
+        lane = asyncio.create_task(server._lanes.serve(None, stream))
+        lane.add_done_callback(lambda _: done.done() or done.set_result(None))  # it is not to end: whoever waits says why
+        number = 0
 
-    async def measured(in_flight: int) -> float:
-        nonlocal left, done, number
-        messages = []
-        for _ in range(CALLS // in_flight):
-            message = lane_pb2.LaneRequest()
-            for _ in range(in_flight):
-                number += 1
-                message.calls.add(id=number, envelope=REQUEST, invocation_id=f"0123abcd~{number:024x}")
-            messages.append(message.SerializeToString())
-        began = time.process_time()
-        for raw in messages:
-            left, done = in_flight, asyncio.get_running_loop().create_future()
-            stream.waiting.put_nowait(raw)
-            await done
-            if lane.done():
-                lane.result()
-        return time.process_time() - began
+        async def measured(in_flight: int) -> float:
+            nonlocal left, done, number
+            messages = []
+            for _ in range(CALLS // in_flight):
+                message = lane_pb2.LaneRequest()
+                for _ in range(in_flight):
+                    number += 1
+                    message.calls.add(id=number, envelope=REQUEST, invocation_id=f"0123abcd~{number:024x}")
+                messages.append(message.SerializeToString())
+            began = time.process_time()
+            for raw in messages:
+                left, done = in_flight, asyncio.get_running_loop().create_future()
+                stream.waiting.put_nowait(raw)
+                await done
+                if lane.done():
+                    lane.result()
+            return time.process_time() - began
 
-    return measured
+        yield measured
+        stream.waiting.put_nowait(grpc.aio.EOF)
 
 
 async def invocations() -> tuple[Invocations, RefTable]:
@@ -211,26 +216,27 @@ async def asked() -> tuple[Measured, Measured]:
 
 async def bench(numbers: list[int], repeats: int) -> list[Part]:
     """Measure all lines in turns."""
-    calls, table = await invocations()
-    whole, lane = await asked()
-    lines: list[tuple[str, str, Measured]] = [
-        ("server", "lane and call together", await served(calls)),
-        ("server", "the lane alone: messages, gate, frames", await served(Constant())),
-        ("server", "the run alone, two steps", await runs(table)),
-        ("server", "the steps' own functions and events", steps),
-        ("client", "lane and call together", whole),
-        ("client", "the lane alone: messages, futures", lane),
-    ]
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
-    least: dict[tuple[str, str, int], float] = {}
-    for _ in range(repeats):
-        for in_flight in numbers:
-            for end, what, measured in lines:
-                us = await measured(in_flight) / CALLS * 1e6
-                key = end, what, in_flight
-                least[key] = min(us, least.get(key, us))
+    async with AsyncExitStack() as stack:
+        calls, table = await invocations()
+        whole, lane = await asked()
+        lines: list[tuple[str, str, Measured]] = [
+            ("server", "lane and call together", await stack.enter_async_context(served(calls))),
+            ("server", "the lane alone: messages, gate, frames", await stack.enter_async_context(served(Constant()))),
+            ("server", "the run alone, two steps", await runs(table)),
+            ("server", "the steps' own functions and events", steps),
+            ("client", "lane and call together", whole),
+            ("client", "the lane alone: messages, futures", lane),
+        ]
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
+        least: dict[tuple[str, str, int], float] = {}
+        for _ in range(repeats):
+            for in_flight in numbers:
+                for end, what, measured in lines:
+                    us = await measured(in_flight) / CALLS * 1e6
+                    key = end, what, in_flight
+                    least[key] = min(us, least.get(key, us))
     return [Part(*key, us=us) for key, us in least.items()]
 
 

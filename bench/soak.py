@@ -220,10 +220,10 @@ async def soak(home: Path, options: Options) -> tuple[dict[str, Any], list[str]]
             async with client:
                 load = Load(client, options.rate, named=options.lane == "never")
                 changes, stop = Changes(mesh, options.secs, options.kill_secs), asyncio.Event()
-                changing = asyncio.create_task(changes.run(stop))
-                await load.run(options.secs)
-                stop.set()
-                await changing
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(changes.run(stop))
+                    await load.run(options.secs)
+                    stop.set()
         return judge(load, changes, mesh, options)
     finally:
         await mesh.stop()

@@ -26,12 +26,14 @@ class Ends:
         ran_there: Tied to a kill: the killed process's own journal says that it had begun the call.
         sent_there: Tied to a kill: the call had been sent to the killed process, by a lane to it or, as the sidecar's log says,
             alone; its journal does not have it.
+        sent_late: Those of ``sent_there`` that were begun after the process's end, before a sidecar or the client had noticed.
         unexplained: All others.
         lies: Of those tied, calls that were said not to have run, and ran.
     """
 
     ran_there: list[Call]
     sent_there: list[Call]
+    sent_late: list[Call]
     unexplained: list[Call]
     lies: list[Call]
 
@@ -50,7 +52,7 @@ def explained(load: Load, mesh: SoakMesh, executed: Counter[str]) -> Ends:
             if entry.get("log") == "call" and (invocation_id := entry.get("invocation_id")) in wanted:
                 upstreams.setdefault(invocation_id, set()).add(str(entry.get("upstream")))
     killed = [(peer, set(peer.executed())) for peer in mesh.processes if peer.killed is not None]
-    ends = Ends([], [], [], [])
+    ends = Ends([], [], [], [], [])
     for call in load.failed:
         there = [(peer, names) for peer, names in killed if _open_at_its_end(call, peer)]
         if not isinstance(call.error, TransportError):
@@ -59,6 +61,8 @@ def explained(load: Load, mesh: SoakMesh, executed: Counter[str]) -> Ends:
             ends.ran_there.append(call)
         elif any(_sent_to(call, peer, upstreams) for peer, _ in there) and not executed[call.name]:
             ends.sent_there.append(call)
+            if all(peer.killed is None or call.begun > peer.killed[1] for peer, _ in there):
+                ends.sent_late.append(call)
         else:
             ends.unexplained.append(call)
     ends.lies = [call for call in ends.tied if not _may_have_run(call) and executed[call.name]]
@@ -104,6 +108,7 @@ def judge_calls(load: Load, mesh: SoakMesh, *, lanes: bool, kills: bool, peak_mi
         "TransportError, in flight on a killed peer": len(tied),
         "of them: begun there": len(ends.ran_there),
         "of them: sent there, not begun": len(ends.sent_there),
+        "of them: sent before its end was noticed": len(ends.sent_late),
         "of them: may have run": sum(_may_have_run(call) for call in ends.tied),
         "of them: has not run": sum(not _may_have_run(call) for call in ends.tied),
         "unexplained": len(ends.unexplained),

@@ -30,9 +30,10 @@ from blazen_peer.runtime.context import RunInfo
 from blazen_peer.transport.channels import Channels, Endpoint
 from blazen_peer.transport.lane import Lane, LaneCall
 from blazen_peer.transport.lane_errors import AnswerTooLargeError
+from blazen_peer.transport.lane_keys import KEY_END, lane_key
 from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 from blazen_peer.transport.lane_told import REPLICA
-from blazen_peer.transport.lanes import KEY_END, LaneMode, Lanes, lane_key
+from blazen_peer.transport.lanes import LaneMode, Lanes
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire.metadata import INVOCATION_ID, CallMetadata, PeerTraits
@@ -118,13 +119,20 @@ class Carriage:
         headers = telemetry.inject()
         return metadata._replace(trace=headers) if headers else metadata
 
-    async def _lane(self, size_bytes: int, invocation_id: str | None, data_class: str | None) -> Lane | None:
-        """Return the lane for a call of that size; None: it goes by itself.
+    async def _lane(
+        self, size_bytes: int, invocation_id: str | None, data_class: str | None, *, retries: int = 0
+    ) -> Lane | None:
+        """Return the lane for a call of that size; None: it goes by itself, with *retries* where nobody answers.
 
         Raises:
             PeerError: The client was made with ``lane="always"``, and there is none.
         """
-        found = await self._lane_or_why(size_bytes, invocation_id, data_class)
+        found: Lane | telemetry.Carried = "none"
+        try:
+            found = await self._lane_or_why(size_bytes, invocation_id, data_class)
+        except TransportError:
+            if not retries:
+                raise
         if isinstance(found, str):
             telemetry.carried(found)
             return None

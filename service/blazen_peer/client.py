@@ -177,7 +177,7 @@ class PeerClient(RefCalls, RunCalls):
         with telemetry.call_span(PEER_SERVICE, "InvokeSubWorkflow") as span:
             data_class = self._port.of_call(parent)
             begun = time.monotonic()
-            lane = await self._lane(len(request.envelope), invocation_id, data_class)
+            lane = await self._lane(len(request.envelope), invocation_id, data_class, retries=retries)
             metadata = self._about(request, invocation_id or self._id_for(lane), parent, data_class)
             if span.is_recording():
                 span.set_attributes(

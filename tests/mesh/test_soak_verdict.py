@@ -43,6 +43,7 @@ def call(error: Exception = MAYBE, *, begun: float = 99.5, ended: float = 101.0,
 CASES = [
     pytest.param(call(), ["call-1"], [], "ran_there", id="its-own-journal"),
     pytest.param(call(lanes=["instance-0"]), [], [], "sent_there", id="by-a-lane-to-it"),
+    pytest.param(call(begun=100.5, lanes=["instance-0"]), [], [], "sent_late", id="by-a-lane-to-it-just-after"),
     pytest.param(call(NOT, lanes=["instance-0"]), [], [], "sent_there", id="by-a-lane-to-it-not-run"),
     pytest.param(call(lanes=["instance-1", "instance-0"]), [], [], "sent_there", id="moved-to-it"),
     pytest.param(call(invocation_ids=["by-the-first"]), [], [], "sent_there", id="alone-says-the-log"),

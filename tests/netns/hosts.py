@@ -170,6 +170,13 @@ class HostMesh:
         process.wait_for("calling", WAIT_SECS)
         return process
 
+    def call_by_lane(self, node: str, callee: str, *, wait_secs: float) -> Any:
+        """Make one call by a lane from *node*'s host, which *callee* answers after *wait_secs*."""
+        argv = (str(HERE / "lane_caller.py"), str(self.home(node) / "sidecar/peers.json"), callee, str(wait_secs))
+        process = self._start(self.host(node), sys.executable, *argv, env=self._env(node))
+        process.wait_for("calling", WAIT_SECS)
+        return process
+
     def end_calls(self, caller: Any) -> dict[str, Any]:
         """End a caller, and return what it counted."""
         assert caller.end(signal.SIGTERM, secs=WAIT_SECS) == 0, caller.log

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from blazen_peer import StartEvent, StopEvent, Workflow, register_workflow, step
 
 
 @step("netns::echo")
 async def echo(event: StartEvent) -> StopEvent:
-    """Answer the input."""
+    """Answer the input; one that says ``wait_secs`` so much later."""
+    if isinstance(event.data, dict):
+        await asyncio.sleep(event.data["wait_secs"])
     return StopEvent(result=event.data)
 
 

@@ -80,6 +80,13 @@ async def lost(client: PeerClient) -> TransportError:
     return caught.value
 
 
+async def refused(client: PeerClient) -> bool:
+    """Ask where nobody is; return whether that cannot have been heard."""
+    with pytest.raises(TransportError) as caught:
+        await client.describe()
+    return not caught.value.may_have_run
+
+
 # --- peers
 
 
@@ -390,6 +397,30 @@ async def test_down(registry: Registry) -> None:
         assert (await call).result == 7
         assert pair.recorder.count("holds") == 1
         assert pair.link.connections == 2
+
+
+async def test_down_by_a_lane(registry: Registry) -> None:
+    """A client that uses lanes takes its calls up by itself once the link is up again: a link that is down is no peer that is
+    gone."""
+    go = asyncio.Event()
+
+    @registry.step("holds")
+    async def holds(event: StartEvent) -> StopEvent:
+        await go.wait()
+        return StopEvent(result=event.data)
+
+    async with peers(registry=registry) as pair, asyncio.timeout(20):
+        client = await pair.connect("node-c", lane="always")
+        call = asyncio.create_task(client.run_remote_workflow("w", ["holds"], "7", 30))
+        await pair.recorder.wait_for("holds")
+        await pair.link.down()
+        while not await refused(client):  # it has not noticed yet
+            pass
+        assert not call.done()
+        await pair.link.up()
+        go.set()
+        assert (await call).result == 7
+        assert pair.recorder.count("holds") == 1
 
 
 async def test_refusals_pass(registry: Registry) -> None:

@@ -14,6 +14,7 @@ from blazen_peer.auth import DATA_CLASS_STAMP
 from blazen_peer.errors import ValidationError
 from blazen_peer.flows import check_class_name
 from blazen_peer.testing.cable import Cable
+from blazen_peer.transport.lane_told import STREAM_SECS
 
 __all__ = ["Link"]
 
@@ -32,6 +33,8 @@ _OPTIONS: Final = (
     ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 50),
 )
+# Told by sidecars: that such a way is there, and can break without the peer.
+_LANE: Final = ((STREAM_SECS, "3600"),)
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
@@ -136,8 +139,8 @@ class Link(grpc.GenericRpcHandler):
                 await asyncio.sleep(fault.secs)
             if stage in {"refused", "before"}:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, REFUSED_TEXT if stage == "refused" else BROKEN_TEXT)
-            if self._stamp:  # on every answer, as a sidecar's port does
-                await context.send_initial_metadata(self._stamp)
+            if told := (*self._stamp, *(_LANE if method == "Lane" else ())):  # on every answer, as a sidecar's port does
+                await context.send_initial_metadata(told)
             carrier: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
             call = carrier(requests, timeout=context.time_remaining(), metadata=_passed_on(metadata))
             refusal: grpc.aio.AioRpcError | None = None

@@ -185,10 +185,8 @@ class Lane:
     def _begin(self) -> tuple[int, lane_pb2.LaneRequest]:
         if self.ended is not None:
             raise LaneBrokenError(str(self.ended), may_have_run=False)
-        message = self._writer.message
-        self._freshen(message)
         self._ids += 1
-        return self._ids, message
+        return self._ids, self._writer.message
 
     def _freshen(self, message: lane_pb2.LaneRequest) -> None:
         """Send the token of this moment along, where it is another than before."""

@@ -12,7 +12,7 @@ from blazen_peer.errors import BlazenError, PeerError, TransportError
 from blazen_peer.transport.lane_errors import NobodyListensError, UnclearEndError
 from blazen_peer.transport.status import DETAILS_KEY, raised_by
 
-__all__ = ["REPLICA", "Told", "not_opened", "told_by"]
+__all__ = ["REPLICA", "STREAM_SECS", "Told", "not_opened", "told_by"]
 
 STREAM_SECS: Final = "x-blazen-max-stream-secs"
 REPLICAS: Final = "x-blazen-replicas"

@@ -67,7 +67,7 @@ class CarriedStream:
         self._way, self._begin, self._cursor = way, begin, cursor
         self._loop = asyncio.get_running_loop()
         self._left = False
-        self._stream = self._begun()
+        self._stream: LaneStream | None = None
 
     def _begun(self) -> LaneStream:
         return self._begin(self._way.lane, self._way.instance_id, self._cursor, max(0.0, self._way.ends - self._loop.time()))
@@ -77,18 +77,20 @@ class CarriedStream:
 
     async def __anext__(self) -> SubWorkflowEvent:
         while True:
+            if self._left:
+                raise LaneBrokenError("the stream was left")
             try:
+                if self._stream is None:
+                    self._stream = self._begun()  # the lane that was found may have been given up since
                 event = await anext(self._stream)
             except LaneBrokenError as error:
-                if self._left:
-                    raise
-                await self._way.on(error)
-                self._stream = self._begun()
+                self._stream = None
+                if not self._left:
+                    await self._way.on(error)
             except OverloadedError as error:
-                if self._left:
-                    raise
-                await self._way.again(error)
-                self._stream = self._begun()
+                self._stream = None
+                if not self._left:
+                    await self._way.again(error)
             else:
                 self._cursor = event.sequence
                 self._way.instance_id = self._way.lane.instance_id
@@ -97,4 +99,5 @@ class CarriedStream:
     def cancel(self) -> None:
         """Read no more."""
         self._left = True
-        self._stream.cancel()
+        if self._stream is not None:
+            self._stream.cancel()

@@ -29,7 +29,7 @@ class LaneWriter(Generic[M]):
     Args:
         write: Writes one message, and returns when the transport has room for the next.
         make: Makes an empty message.
-        beat: Adds what belongs to a sign of life; it is asked after a silence of ``HEARTBEAT_SECS``.
+        before: Is given each message just before it is written.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class LaneWriter(Generic[M]):
         write: Callable[[bytes], Awaitable[Any]],
         make: Callable[[], M],
         loop: asyncio.AbstractEventLoop,
-        beat: Callable[[M], None] | None = None,
+        before: Callable[[M], None] | None = None,
     ) -> None:
-        self._write, self._make, self._loop, self._on_beat = write, make, loop, beat
+        self._write, self._make, self._loop, self._before = write, make, loop, before
         self.message: M = make()
         self._size_bytes = self._frames = self._full_bytes = 0
         self._full: deque[tuple[M, int]] = deque()
@@ -106,6 +106,8 @@ class LaneWriter(Generic[M]):
                     self._wake = None
                     continue
                 self._ticks = 0
+                if self._before is not None:
+                    self._before(message)
                 await self._write(message.SerializeToString())
                 self._tell()
         except asyncio.CancelledError:
@@ -132,6 +134,4 @@ class LaneWriter(Generic[M]):
 
     def _beat(self) -> None:
         self.message.ping = True
-        if self._on_beat is not None:
-            self._on_beat(self.message)
         self.note(0)

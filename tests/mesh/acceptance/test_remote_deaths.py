@@ -28,7 +28,7 @@ async def kill(child: Any) -> None:
         await child.wait()
 
 
-@pytest.mark.parametrize("lane", ["never", "auto"])
+@pytest.mark.parametrize("lane", ["never", "always"])
 async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any, lane: str) -> None:
     """A run whose peer is killed was executed once: the caller hears at once that it may have run, and no sidecar sends it
     to the process that takes the dead one's place."""
@@ -48,7 +48,7 @@ async def test_peer_killed_during_a_run(start_remote: Any, start_process: Any, l
     assert (second.executions("demo::hold"), second.executions("demo::strict")) == (1, 1)
 
 
-@pytest.mark.parametrize("lane", ["never", "auto"])
+@pytest.mark.parametrize("lane", ["never", "always"])
 @pytest.mark.parametrize("node", [pytest.param("analyst", id="the-peers"), pytest.param("intake", id="the-callers")])
 async def test_sidecar_killed_during_a_run(remote: Any, node: str, lane: str) -> None:
     """A run loses a sidecar on its way: the caller hears at once that it may have run, or by a lane after the time that a
@@ -167,3 +167,39 @@ async def test_blocking_connect_and_call(remote: Any) -> None:
 
     assert await asyncio.to_thread(program) == [1, 2]
     assert remote.begun == {"demo::echo": 1}
+
+
+async def test_one_replica_killed(start_remote: Any, start_process: Any, ports: Any) -> None:
+    """Of two replicas one is killed: calls on its lane hear at once that they may have run, those on the other's go on, and new
+    ones pass. Nothing runs twice."""
+    listens = [f"127.0.0.1:{ports()}" for _ in range(2)]
+    peers = {
+        "intake": {"sidecar": f"127.0.0.1:{ports()}", "listen": f"127.0.0.1:{ports()}", "egress": {"analyst": ports()}},
+        "analyst": {"sidecar": f"127.0.0.1:{ports()}", "listen": listens},
+    }
+    remote = await start_remote(serve=False, extra={"peers": peers})
+    first, _ = [await start_process(remote.mesh, "analyst", "--require-identity", "--listen", listen) for listen in listens]
+    client = await remote.connect()
+    lanes = client._lanes_here()
+
+    async def short(retries: int = 0) -> None:
+        assert (await client.run_remote_workflow("next", ["demo::strict"], '{"count": 1}', 20, retries=retries)).result == 1
+
+    async with asyncio.timeout(40):
+        while len(lanes.instance_ids) < 2:
+            await short()
+        calls = [asyncio.create_task(client.run_remote_workflow(*HOLD)) for _ in range(6)]
+        while first.executions("demo::hold") < 6:  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.01)
+    await kill(first.child)
+    done, going_on = await asyncio.wait(calls, timeout=TAKE_UP_SECS / 2)
+    assert (len(done), len(going_on)) == (3, 3)
+    for call in done:
+        error = call.exception()
+        assert isinstance(error, TransportError)
+        assert error.may_have_run is True
+    for _ in range(20):
+        await short()
+    assert first.executions("demo::hold") == 6
+    for call in going_on:
+        call.cancel()

@@ -12,6 +12,7 @@ import pytest
 
 from blazen_peer import TransportError
 from blazen_peer.transport.lane import Lane
+from blazen_peer.transport.lanes import Lanes
 from tests.peer.conftest import Connect, Serve, Wires
 from tests.peer.lane.conftest import soon
 
@@ -57,6 +58,36 @@ async def test_stream_cut(serve: Serve, connect: Connect, wire: Wires, work: Any
         assert [event.data async for event in attached] == ["done"]
     assert (seen, others) == ([0, 1, 2, 3], [2, 3])
     assert work.begun == {"emit": 1}
+
+
+async def test_next_lane_given_up(
+    serve: Serve, connect: Connect, wire: Wires, work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the lane that is found next is given up just before a stream and a call go on there, they go on by the one after."""
+    cut = await wire(await serve())
+    client = await connect(cut.address, lane="always")
+    stream = client.stream_remote_workflow("w", ["emit"], "2", 60)
+    assert [(await anext(stream)).data["n"] for _ in range(2)] == [0, 1]
+    call = asyncio.create_task(client.run_remote_workflow("w", ["hold"], "1", 60))
+    await soon(lambda: work.begun["hold"])
+    next_to, given_up = Lanes.next_to, []
+
+    async def found(lanes: Lanes, *args: Any) -> Lane:
+        lane = await next_to(lanes, *args)
+        if len(given_up) < 2:
+            given_up.append(lane)
+            lane.retire()
+        return lane
+
+    monkeypatch.setattr(Lanes, "next_to", found)
+    resting = asyncio.create_task(anext(stream))
+    cut.cut()
+    await soon(lambda: len(given_up) == 2)
+    work.release.set()
+    async with asyncio.timeout(30):
+        assert (await resting).data == "done"
+        assert (await call).result == 1
+    assert work.begun == {"emit": 1, "hold": 1}
 
 
 async def test_another_process(serve: Serve, connect: Connect, wire: Wires, work: Any) -> None:

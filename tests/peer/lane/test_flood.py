@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import sys
@@ -39,7 +40,7 @@ class Flooded:
     """
 
     def __init__(self, process: Any) -> None:
-        self._process, self.address = process, process.address
+        self._process, self.address = process, process.address.rstrip('",')  # of a line that may be JSON
         self.target = self.address.removeprefix("http://")
 
     @property
@@ -61,9 +62,10 @@ class Flooded:
 
 
 @pytest.fixture
-def flooded(start_peer: Any) -> Flooded:
-    """A peer that demands a token."""
+def flooded(start_peer: Any, request: pytest.FixtureRequest) -> Flooded:
+    """A peer that demands a token; the test's parameter has more options of its command."""
     argv = ("-m", "blazen_peer.cli", "serve", "--app", "tests.peer.lane.flood_app", "--node-id", "node-b")
+    argv += getattr(request, "param", ())
     env = {"BLAZEN_PEER_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return Flooded(start_peer(sys.executable, *argv, "--listen", "127.0.0.1:0", env=env))
 
@@ -131,69 +133,95 @@ async def told(lane: RawLane, wanted: int, secs: float = 30) -> dict[int, int]:
     return codes
 
 
+class Flood:
+    """Garbage frames of every kind, by several lanes at once, and what became of them.
+
+    Attributes:
+        answered, silent, ends: How many of each kind were answered as they must be, asked for no answer, ended their lane.
+        memory_mib: What the peer had in memory, each time that a tenth was done.
+    """
+
+    def __init__(self, peer: Flooded, open_lane: OpenLane, frames: int) -> None:
+        self._peer, self._open_lane, self._frames = peer, open_lane, frames
+        self._chance = random.Random(7)
+        self.answered, self.silent, self.ends = Counter[str](), Counter[str](), Counter[str]()
+        self.memory_mib: list[float] = []
+
+    async def run(self) -> None:
+        """Send them all."""
+        while (total := (self.answered + self.silent + self.ends).total()) < self._frames:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(LANES):
+                    group.create_task(self._one_lane())
+            if len(self.memory_mib) * self._frames // 10 <= total:
+                self.memory_mib.append(self._peer.memory_mib)
+
+    async def _one_lane(self) -> None:
+        """Send frames, read what comes, see that each was answered, and end the lane in one of the ways."""
+        lane, kinds, fresh = await self._open_lane(), dict[int, str](), self._peer.bearer()
+        codes, _ = await asyncio.gather(told(lane, FRAMES_OF_A_LANE, 120), self._send(lane, kinds, fresh))
+        while len(codes) < len(kinds):
+            codes |= await told(lane, 1)
+        for number, kind in kinds.items():
+            assert codes[number] in ANSWERED[kind][1], f"{kind} was answered with {codes[number]}"
+            self.answered[kind] += 1
+        kind = self._chance.choice(list(ENDS))
+        await lane.send(Request(authorization=fresh))
+        await lane.send(ENDS[kind](len(kinds) + 1))
+        status = await lane.ended()
+        assert status is INVALID, f"{kind} ended the lane with {status}"
+        self.ends[kind] += 1
+
+    async def _send(self, lane: RawLane, kinds: dict[int, str], fresh: str) -> None:
+        """Send messages of some frames each, and note of which kind each frame is."""
+        chance = self._chance
+        while len(kinds) < FRAMES_OF_A_LANE:
+            message = Request(authorization=fresh)  # after a wrong token, the right one again
+            for _ in range(chance.choice((1, 1, 3, 20))):
+                kind, number = chance.choice(list(ANSWERED)), len(kinds) + 1
+                frame = ANSWERED[kind][0](chance, number)
+                if frame.authorization or message.ByteSize() + frame.ByteSize() > 900_000:
+                    await lane.send(message)
+                    message = Request(authorization=fresh)
+                kinds[number] = kind
+                message.MergeFrom(frame)
+                if frame.authorization:
+                    break
+            await lane.send(message)
+            for _ in range(2):
+                kind = chance.choice(list(SILENT))
+                await lane.send(SILENT[kind](chance, 0))
+                self.silent[kind] += 1
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.slow
 async def test_100_000_frames(flooded: Flooded, open_lane: OpenLane, connect: Connect) -> None:
     """100,000 garbage frames of every kind reach the peer: each is answered once, as its kind must be, or ends its lane with
     INVALID_ARGUMENT; the process's memory is flat, nothing is a defect, and another caller's calls are served meanwhile."""
-    chance = random.Random(7)
-    answered, silent, ends = Counter[str](), Counter[str](), Counter[str]()
-    memory_mib: list[float] = []
-
-    async def one_lane() -> None:
-        """Send frames, read what comes, see that each was answered, and end the lane in one of the ways."""
-        lane = await open_lane()
-        kinds: dict[int, str] = {}
-        fresh = flooded.bearer()
-
-        async def send() -> None:
-            while len(kinds) < FRAMES_OF_A_LANE:
-                message = Request(authorization=fresh)  # after a wrong token, the right one again
-                for _ in range(chance.choice((1, 1, 3, 20))):
-                    kind = chance.choice(list(ANSWERED))
-                    number = len(kinds) + 1
-                    frame = ANSWERED[kind][0](chance, number)
-                    if frame.authorization or message.ByteSize() + frame.ByteSize() > 900_000:
-                        await lane.send(message)
-                        message = Request(authorization=fresh)
-                    kinds[number] = kind
-                    message.MergeFrom(frame)
-                    if frame.authorization:
-                        break
-                await lane.send(message)
-                for _ in range(2):
-                    kind = chance.choice(list(SILENT))
-                    await lane.send(SILENT[kind](chance, 0))
-                    silent[kind] += 1
-
-        codes, _ = await asyncio.gather(told(lane, FRAMES_OF_A_LANE, 120), send())
-        while len(codes) < len(kinds):
-            codes |= await told(lane, 1)
-        for number, kind in kinds.items():
-            assert codes[number] in ANSWERED[kind][1], f"{kind} was answered with {codes[number]}"
-            answered[kind] += 1
-        kind = chance.choice(list(ENDS))
-        await lane.send(Request(authorization=fresh))
-        await lane.send(ENDS[kind](len(kinds) + 1))
-        status = await lane.ended()
-        assert status is INVALID, f"{kind} ended the lane with {status}"
-        ends[kind] += 1
-
+    flood = Flood(flooded, open_lane, FRAMES)
     async with Honest(await connect(flooded.address, lane="always", token=TOKEN)) as honest:
-        while (total := (answered + silent + ends).total()) < FRAMES:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(LANES):
-                    group.create_task(one_lane())
-            if len(memory_mib) * FRAMES // 10 <= total:
-                memory_mib.append(flooded.memory_mib)
+        await flood.run()
     honest.notices_nothing()
-    assert set(answered) == set(ANSWERED)
-    assert set(silent) == set(SILENT)
-    assert set(ends) == set(ENDS)
-    assert min(answered.values()) > FRAMES / len(ANSWERED) / 3
-    assert memory_mib[-1] - memory_mib[2] < 16, memory_mib
+    assert set(flood.answered) == set(ANSWERED)
+    assert set(flood.silent) == set(SILENT)
+    assert set(flood.ends) == set(ENDS)
+    assert min(flood.answered.values()) > FRAMES / len(ANSWERED) / 3
+    assert flood.memory_mib[-1] - flood.memory_mib[2] < 16, flood.memory_mib
     assert "defect" not in flooded.log
     assert "Traceback" not in flooded.log
+
+
+@pytest.mark.parametrize("flooded", [("--access-log", "--log-format", "json")], indirect=True, ids=["access-log"])
+async def test_garbage_in_the_log(flooded: Flooded, open_lane: OpenLane) -> None:
+    """What the peer logs of garbage is one line for each frame, each line JSON and none of it long."""
+    flood = Flood(flooded, open_lane, 4000)
+    await flood.run()
+    lines = [line for line in flooded.log.splitlines() if line.startswith("{")]
+    calls, answered = sum(json.loads(line).get("log") == "call" for line in lines), flood.answered.total()
+    assert answered <= calls <= answered + flood.ends.total()  # a message may end its lane by its second frame
+    assert max(map(len, lines)) < 2000
+    assert "defect" not in flooded.log
 
 
 @pytest.mark.parametrize("where", ["a-call", "a-lane"])

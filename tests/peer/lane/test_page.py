@@ -33,9 +33,13 @@ def test_snippets(monkeypatch: pytest.MonkeyPatch) -> None:
 NUMBERS = [
     f"request's envelope is over {limits.MAX_FRAME_BYTES >> 10} KiB",
     f"calls go alone for {lanes.RETRY_SECS:g} s; for {lanes.NONE_THERE_SECS:g} s where",
-    f"or nobody within {lanes.TAKE_UP_SECS:g} s",
+    f"| nothing that answers: a sidecar that is down, a link that is severed | after {limits.TAKE_UP_SECS:g} s |",
+    f"a call ends after {limits.SILENCE_SECS + limits.TAKE_UP_SECS:g} s at most, and a silence of up to "
+    f"{limits.SILENCE_SECS - limits.HEARTBEAT_SECS:g} s costs nothing",
+    f"Where one broke in the last {limits.TAKE_UP_SECS:g} s, the peer waits",
+    f"not used for {lanes.IDLE_SECS / 60:g} to {2 * lanes.IDLE_SECS / 60:g} minutes",
     f"after {limits.HEARTBEAT_SECS:g} s of silence, and takes the other for dead after {limits.SILENCE_SECS:g} s",
-    f"the client then looks for {lanes.OTHER_REPLICA_SECS:g} s",
+    f"a tenth of a second; {lanes.OTHER_REPLICA_SECS:g} s where the sidecar did not name the replica",
     "opens the next lane at 3/4 of that",
     f"one to each, up to {lanes.MAX_LANES};",
     f"| an envelope in a frame | {limits.MAX_FRAME_BYTES >> 10} KiB |",
