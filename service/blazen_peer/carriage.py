@@ -30,9 +30,10 @@ from blazen_peer.runtime.context import RunInfo
 from blazen_peer.transport.channels import Channels, Endpoint
 from blazen_peer.transport.lane import Lane, LaneCall
 from blazen_peer.transport.lane_errors import AnswerTooLargeError
+from blazen_peer.transport.lane_keys import KEY_END, lane_key
 from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 from blazen_peer.transport.lane_told import REPLICA
-from blazen_peer.transport.lanes import KEY_END, LaneMode, Lanes, lane_key
+from blazen_peer.transport.lanes import LaneMode, Lanes
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire.metadata import INVOCATION_ID, CallMetadata, PeerTraits

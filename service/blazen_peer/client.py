@@ -226,6 +226,20 @@ class PeerClient(RefCalls, RunCalls):
         call = self._endpoint().describe(control_pb2.DescribeRequest(), timeout=timeout_secs, metadata=self._authorization())
         return await self._answer(call)
 
+    async def open_lane(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> None:
+        """Open a lane now, where none is open: the first call does so by itself. What this raises is why calls go alone.
+
+        Raises:
+            PeerError: There is none to be had; kind "Unsupported" where the peer has none, or a sidecar lets none through.
+        """
+        if not self._has_lanes:
+            raise PeerError("the peer has no lanes, or one end takes no messages of their size", kind="Unsupported")
+        await self._lanes_here().open_one(bounded_secs(timeout_secs))
+
+    def open_lane_blocking(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> None:
+        """Do what :meth:`open_lane` does while this thread waits."""
+        run_in_background(self.open_lane(timeout_secs))
+
     def describe_blocking(self, timeout_secs: float = CONNECT_TIMEOUT_SECS) -> control_pb2.DescribeResponse:
         """Do what :meth:`describe` does while this thread waits."""
         return run_in_background(self.describe(timeout_secs))

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -20,8 +21,10 @@ from blazen_peer import PeerClient, PeerServer, WorkflowResult, telemetry
 from blazen_peer.config import ServerSettings
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.runtime.run import Run
+from blazen_peer.transport.lane_frames import LANE_METHOD
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.served_frames import ServedFrames
+from tests.peer.raw_lane import RAW_TRAITS, serve_lane
 from tests.peer.wire_proxy import Wire, wired
 
 QUICK = ServerSettings(lame_duck_secs=0, drain_secs=2)
@@ -104,16 +107,18 @@ class RawPeer:
 
     Attributes:
         calls: For each call its envelope and its metadata.
-        remaining_secs: For each call the time that its caller gave it.
+        remaining_secs: For each call the time that its caller gave it; None for one by a lane.
         connections: Who called, by connection.
+        by_lane: Whether it has lanes, and says so; frames are calls.
     """
 
     answer: RawHandler | None = None
     greet: RawHandler | None = None
     address: str = ""
     calls: list[tuple[bytes, dict[str, str | bytes]]] = field(default_factory=list)
-    remaining_secs: list[float] = field(default_factory=list)
+    remaining_secs: list[float | None] = field(default_factory=list)
     connections: set[str] = field(default_factory=set)
+    by_lane: bool = False
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """Find the handler of a call, as ``grpc.GenericRpcHandler`` does."""
@@ -121,11 +126,18 @@ class RawPeer:
             return grpc.unary_unary_rpc_method_handler(self._greeted) if self.greet else None
         if details.method == "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow" and self.answer:
             return grpc.unary_unary_rpc_method_handler(self._answered)
+        if details.method == LANE_METHOD and self.answer and self.by_lane:
+            return grpc.stream_stream_rpc_method_handler(self._lane)
         return None
+
+    async def _lane(self, _: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await serve_lane(context, cast("Any", self._answered))
 
     async def _greeted(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         assert self.greet is not None
         self.connections.add(context.peer())
+        if self.by_lane:
+            context.set_trailing_metadata(RAW_TRAITS.encode())  # a test's own takes its place
         return await self.greet(message, context)
 
     async def _answered(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -138,11 +150,20 @@ class RawPeer:
 
 
 @pytest.fixture
-def raw_peer(stack: AsyncExitStack) -> RawPeers:
-    """A factory: a gRPC server that answers calls by ``answer(message, context)``, and health checks by ``greet``, if given."""
+def raw_peer(stack: AsyncExitStack, request: pytest.FixtureRequest) -> RawPeers:
+    """A factory: a gRPC server that answers calls by ``answer(message, context)``, and health checks by ``greet``, if given.
 
-    async def start(answer: RawHandler | None = None, greet: RawHandler | None = None) -> RawPeer:
-        peer = RawPeer(answer, greet)
+    With the fixture ``way`` its calls come either way; ``has_lanes=False`` where it is one of Blazen's own, with no health.
+    """
+
+    by_lane = "way" in request.fixturenames and request.getfixturevalue("way") == "by-lane"
+
+    async def serving(_: bytes, __: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
+
+    async def start(answer: RawHandler | None = None, greet: RawHandler | None = None, *, has_lanes: bool = True) -> RawPeer:
+        lanes = by_lane and has_lanes and answer is not None
+        peer = RawPeer(answer, greet or serving if lanes else greet, by_lane=lanes)
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         server.add_generic_rpc_handlers((cast("grpc.GenericRpcHandler", peer),))
         peer.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

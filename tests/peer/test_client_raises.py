@@ -186,7 +186,7 @@ async def test_neither_result_nor_error(raw_peer: RawPeers, connect: Connect) ->
 async def test_blazens_own_peers_have_no_health(raw_peer: RawPeers, connect: Connect) -> None:
     """A peer without a health service counts as there; trailing bytes in its answer are its own affair."""
     envelope = SubWorkflowResponse(result_json=b'{"a":1}').encode() + b"\x00\x01"
-    client = await connect((await raw_peer(sending_envelope(envelope))).address)
+    client = await connect((await raw_peer(sending_envelope(envelope), has_lanes=False)).address)
     result = await client.run_remote_workflow("w", ["s"], "null")
     assert (result.result, result.event.event_type, result.event.data_json) == ({"a": 1}, "blazen::StopEvent", '{"a":1}')
 

@@ -52,11 +52,13 @@ class Described:
         kind: Of the error, such as ``Unauthenticated``; None when the peer answered.
         text: The error's message, or which peer answered.
         policy: What the peer says of the policy that it enforces (``digest``, ``problem``); None without one.
+        why_alone: Why calls cannot go by a lane; None where one was opened.
     """
 
     kind: str | None
     text: str
     policy: Mapping[str, Any] | None = None
+    why_alone: str | None = None
 
 
 def secure_channel(address: TcpAddress, current: Path, server_name: str) -> grpc.aio.Channel:
@@ -96,7 +98,7 @@ async def check_health(
 async def describe(target: Address, node: str, timeout_secs: float, environment: Mapping[str, str]) -> Described:
     """Run ``blazen-peer describe`` as *node*, with the token of *environment*: the call that every peer of ours answers
     to a good token alone."""
-    argv = [sys.executable, "-m", "blazen_peer.cli", "describe", f"http://{target}", "--node-id", node, "--json"]
+    argv = [sys.executable, "-m", "blazen_peer.cli", "describe", f"http://{target}", "--node-id", node, "--lane", "--json"]
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -117,7 +119,7 @@ async def describe(target: Address, node: str, timeout_secs: float, environment:
             await process.wait()
     if "error" in answer:
         return Described(answer["error"]["kind"], answer["error"]["message"])
-    return Described(None, f"{answer['node_id']} version {answer['version']}", answer.get("policy"))
+    return Described(None, f"{answer['node_id']} version {answer['version']}", answer.get("policy"), answer["why_alone"])
 
 
 def _date(text: str | bytes | None) -> datetime | None:

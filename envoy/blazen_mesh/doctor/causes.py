@@ -212,6 +212,11 @@ _ENTRIES = (
         "render {callee} anew from this mesh file, on its machine, or use the file that it was rendered from",
     ),
     Cause(
+        "no-lane",
+        "calls go alone, which is slower: no lane opens",
+        "upgrade {callee}'s peer, and render {caller} and {callee} anew by the same version",
+    ),
+    Cause(
         "peer-down",
         "the peer behind the callee's sidecar does not run",
         "on {callee}'s machine: start its peer where peers.{callee}.listen says",

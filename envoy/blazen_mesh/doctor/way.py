@@ -221,7 +221,7 @@ class _Walk:
                 break
         if done.kind is None:
             how = "the port adds the token" if hop.inject_token else "the token is good"
-            return [names.fine("token", f"{how}; {done.text} answers"), self._enforced(done)]
+            return [names.fine("token", f"{how}; {done.text} answers"), self._enforced(done), self._lane(done)]
         match done.kind:
             case "Unauthenticated":
                 return [names.wrong("token", "bad-token" if environment or hop.inject_token else "no-token", done.text)]
@@ -232,6 +232,12 @@ class _Walk:
             case "NoAnswer":
                 return [names.wrong("token", "no-answer", done.text)]
         return [names.wrong("token", "call-failed", f"{done.kind}: {done.text}")]
+
+    def _lane(self, done: Described) -> Finding:
+        """Return whether calls can go by a lane; where not, they go alone."""
+        if done.why_alone is None:
+            return self.hop.names.fine("lane", "a lane opens: calls go by it")
+        return self.hop.names.wrong("lane", "no-lane", done.why_alone, state="warning")
 
     def _enforced(self, done: Described) -> Finding:
         """Return whether the peer itself enforces the policy that this mesh file gives it."""

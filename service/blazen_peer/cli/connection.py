@@ -10,9 +10,10 @@ import typer
 from blazen_peer.address_book import PEERS_FILE
 from blazen_peer.cli.tls import client_tls
 from blazen_peer.client import PeerClient
+from blazen_peer.errors import PeerError
 from blazen_peer.transport.lanes import LaneMode
 
-__all__ = ["DataClass", "PeersFile", "connected", "named"]
+__all__ = ["DataClass", "PeersFile", "connected", "named", "why_alone"]
 
 UNNAMED: Final = "cli"
 
@@ -53,3 +54,12 @@ def connected(
         node_id = UNNAMED
     tls = client_tls(tls_cert, tls_key, tls_ca, tls_server_name)
     return PeerClient.connect(address, node_id, tls=tls, data_class=data_class, peers_file=peers_file, lane=lane)
+
+
+def why_alone(client: PeerClient) -> str | None:
+    """Open a lane; return why calls cannot go by one, or None where it opened."""
+    try:
+        client.open_lane_blocking()
+    except PeerError as error:
+        return str(error)
+    return None

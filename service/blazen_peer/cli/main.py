@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from blazen_peer import telemetry
-from blazen_peer.cli.connection import DataClass, PeersFile, connected, named
+from blazen_peer.cli.connection import DataClass, PeersFile, connected, named, why_alone
 from blazen_peer.cli.exporters import start_telemetry
 from blazen_peer.cli.health import health
 from blazen_peer.cli.options import Address, AsJson, NodeId
@@ -254,6 +254,7 @@ def describe(
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
     tls_server_name: TlsServerName = None,
+    lane: Annotated[bool, typer.Option("--lane", help="Open a lane too, as calls do, and say whether that goes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a peer can run: its steps with what they accept and emit, its workflows, its limits.
@@ -266,10 +267,14 @@ def describe(
     """
     with connected(address, node_id, data, peers_file, tls_cert, tls_key, tls_ca, tls_server_name) as client:
         description = client.describe_blocking()
+        why = why_alone(client) if lane else None
     if as_json:
-        print_json(description_object(description))
+        told = description_object(description)
+        print_json({**told, "why_alone": why} if lane else told)
     else:
         show_description(description)
+        if lane:
+            sys.stdout.write("calls go by a lane\n" if why is None else f"calls go alone: {printable(why)}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
@@ -24,18 +23,18 @@ from blazen_peer.errors import (
 )
 from blazen_peer.transport.lane import Lane, LaneCall
 from blazen_peer.transport.lane_errors import LaneBrokenError, NobodyListensError, UnclearEndError
+from blazen_peer.transport.lane_keys import KEY_END, new_key
 from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.transport.lane_way import CarriedStream, Way
 
-__all__ = ["KEY_END", "LANE_MODES", "LaneMode", "Lanes", "lane_key"]
+__all__ = ["LANE_MODES", "LaneMode", "Lanes"]
 
 T = TypeVar("T")
 Headers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 LaneMode: TypeAlias = Literal["auto", "never", "always"]
 LANE_MODES: Final[tuple[str, ...]] = get_args(LaneMode)
 
-KEY_END: Final = "~"
 MAX_LANES: Final = 8
 TRIES_A_REPLICA: Final = 4  # keys are hashed: some lanes meet at one replica
 RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go by themselves
@@ -48,12 +47,6 @@ MAX_DELAY_SECS: Final = 1.0
 RENEWED_AT: Final = 0.75  # of the sidecars' bound for streams
 MIN_STREAM_SECS: Final = 0.2  # whatever a header says, lanes are not renewed faster than by this
 IDLE_SECS: Final = 300.0  # lanes of which none was used for so long, or up to twice as long, are closed
-
-
-def lane_key(invocation_id: str) -> str | None:
-    """Return the key of the lane that a call with this id went by; None for one that did not choose."""
-    key, end, _ = invocation_id.partition(KEY_END)
-    return key if end else None
 
 
 class Lanes:
@@ -141,7 +134,7 @@ class Lanes:
             return None
         if self._failed:
             if not self._opening:
-                self._open_soon(_new_key())
+                self._open_soon(new_key())
             return None
         try:
             lane = await self._opened(self._key_for_new(), within_secs)
@@ -152,7 +145,16 @@ class Lanes:
         return lane if lane.is_open else None
 
     def _key_for_new(self) -> str:
-        return next((key for key in self._opening if key not in self._lanes), None) or _new_key()
+        return next((key for key in self._opening if key not in self._lanes), None) or new_key()
+
+    async def open_one(self, within_secs: float) -> None:
+        """Open a lane where none is open.
+
+        Raises:
+            PeerError: There is none to be had.
+        """
+        if self.least() is None:
+            await self._opened(self._key_for_new(), within_secs)
 
     def lane_of(self, key: str) -> Lane | None:
         """Return the open lane with *key*, if there is one."""
@@ -386,8 +388,4 @@ class Lanes:
         if len(reached) >= wanted or self._tries >= TRIES_A_REPLICA * wanted:
             return
         self._tries += 1
-        self._open_soon(_new_key())
-
-
-def _new_key() -> str:
-    return secrets.token_hex(4)
+        self._open_soon(new_key())

@@ -20,6 +20,7 @@ from grpc_health.v1._async import HealthServicer
 from blazen_mesh.child import Child
 from blazen_mesh.doctor import Finding, Report
 from blazen_mesh.render import ensure_secret
+from blazen_peer.policy import METHODS
 
 pytestmark = pytest.mark.envoy
 HOP = "intake -> analyst"
@@ -220,6 +221,22 @@ async def test_limit_that_was_reached(start_pair: Any, examine: Any) -> None:
     assert {finding.cause for finding in report.problems} == {"overloaded"}
 
 
+async def test_no_lane(start_pair: Any, examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar that was rendered before there were lanes lets none through: calls go alone, and the doctor says so."""
+    monkeypatch.setattr("blazen_mesh.rbac.METHODS", tuple(method for method in METHODS if not method.endswith("/Lane")))
+    mesh = await start_pair()
+    report = await examine(mesh)
+    assert report.problems == ()
+    [finding] = [finding for finding in report.findings if finding.check == "lane"]
+    assert (finding.state, *said(finding)) == ("warning", "lane", "no-lane")
+    assert "there is no lane to be had" in finding.detail
+    monkeypatch.undo()
+    await mesh.sidecars["analyst"].stop()
+    await mesh.start_sidecar("analyst")
+    report = await examine(mesh)
+    assert [finding.state for finding in report.findings if finding.check == "lane"] == ["fine"]
+
+
 async def test_unknown_peer(start_pair: Any, examine: Any) -> None:
     """What is no gRPC call finds no way out of the egress port; nothing but the log tells."""
     mesh = await start_pair()
@@ -281,7 +298,7 @@ async def test_seen_from_the_caller_alone(start_pair: Any, examine: Any) -> None
     """With the caller's files only, every station of the hop is still walked; the callee's own state is not."""
     mesh = await start_pair()
     report = await examine(mesh, at=["intake"], node="intake")
-    assert [finding.state for finding in report.findings if finding.subject == HOP] == ["fine"] * 9
+    assert [finding.state for finding in report.findings if finding.subject == HOP] == ["fine"] * 10
     assert {finding.subject for finding in report.findings} == {"intake", HOP}
 
 

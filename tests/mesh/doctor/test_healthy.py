@@ -15,7 +15,7 @@ async def test_all_fine(start_pair: Any, examine: Any) -> None:
     report = await examine(mesh)
     assert [finding for finding in report.findings if finding.state != "fine"] == []
     assert [finding.check for finding in report.findings if finding.subject == "intake -> analyst"] == [
-        *("port", "tcp", "tls", "clock", "policy", "peer", "call", "token", "enforced")
+        *("port", "tcp", "tls", "clock", "policy", "peer", "call", "token", "enforced", "lane")
     ]
     for node in ("intake", "analyst"):
         assert [finding.check for finding in report.findings if finding.subject == node] == [
@@ -40,7 +40,7 @@ async def test_sidecar_by_name(start_pair: Any, examine: Any, ports: Any) -> Non
     report = await examine(mesh)
     assert report.problems == ()
     checks = [finding.check for finding in report.findings if finding.subject == "intake -> analyst"]
-    assert checks == ["port", "dns", "tcp", "tls", "clock", "policy", "peer", "call", "token", "enforced"]
+    assert checks == ["port", "dns", "tcp", "tls", "clock", "policy", "peer", "call", "token", "enforced", "lane"]
 
 
 async def test_several_replicas(start_pair: Any, examine: Any, ports: Any) -> None:

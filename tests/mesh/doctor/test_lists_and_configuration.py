@@ -179,7 +179,7 @@ async def test_each_data_class_is_a_hop(start_pair: Any, examine: Any, ports: An
     report = await examine(mesh)
     assert report.problems == ()
     for name in ("personal", "internal"):
-        assert [one.state for one in report.findings if one.subject == f"{HOP} ({name})"] == ["fine"] * 9
+        assert [one.state for one in report.findings if one.subject == f"{HOP} ({name})"] == ["fine"] * 10
 
 
 async def test_policy_denies_a_class(start_pair: Any, examine: Any, ports: Any) -> None:

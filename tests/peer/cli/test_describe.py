@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from blazen_peer import ServerSettings
+
 Command = Callable[..., Any]
 StartPeer = Callable[..., Any]
 
@@ -55,3 +57,15 @@ def test_describe_for_programs(a_peer: StartPeer, command: Command) -> None:
     greeting = steps["demo::greet"]["accepts"][0]["json_schema"]
     assert (greeting["required"], greeting["properties"]["who"]["type"]) == (["who"], "string")
     assert steps["demo::greet"]["emits"][0]["event_type"] == "demo::Greeted"
+
+
+def test_describe_opens_a_lane(a_peer: StartPeer, command: Command) -> None:
+    """``--lane`` says whether calls could go by one; a peer whose messages are too small has none."""
+    outcome = command("describe", a_peer().address, "--lane")
+    assert (outcome.code, outcome.out.splitlines()[-1]) == (0, "calls go by a lane")
+    outcome = command("describe", a_peer().address, "--lane", "--json")
+    assert json.loads(outcome.out)["why_alone"] is None
+    small = a_peer(settings=ServerSettings(max_message_bytes=100_000)).address
+    why = json.loads(command("describe", small, "--lane", "--json").out)["why_alone"]
+    assert why == "the peer has no lanes, or one end takes no messages of their size"
+    assert command("describe", small, "--lane").out.splitlines()[-1] == f"calls go alone: {why}"
