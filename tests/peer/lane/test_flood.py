@@ -226,14 +226,14 @@ async def test_garbage_in_the_log(flooded: Flooded, open_lane: OpenLane) -> None
 
 @pytest.mark.parametrize("where", ["a-call", "a-lane"])
 async def test_what_unpacks_to_more(flooded: Flooded, where: str) -> None:
-    """Compressed messages are refused unread, with a token or without, since gRPC bounds a message before it is unpacked."""
+    """Compressed messages are refused unread, with a token or before one: gRPC bounds a message only before it unpacks it."""
     before, zeros = flooded.memory_mib, b"\x00" * (256 * 2**20)
     packed: dict[str, Any] = {"compression": grpc.Compression.Gzip, "timeout": 30}
     async with grpc.aio.insecure_channel(flooded.target, options=(("grpc.max_send_message_length", -1),)) as channel:
         if where == "a-call":
             call: Any = channel.unary_unary("/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow")(zeros, **packed)
         else:
-            call = channel.stream_stream(LANE_METHOD)(**packed)
+            call = channel.stream_stream(LANE_METHOD)(metadata=(("authorization", flooded.bearer()),), **packed)
             with suppress(grpc.aio.AioRpcError):  # it is answered while it writes
                 await call.write(zeros)
         refused = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL
