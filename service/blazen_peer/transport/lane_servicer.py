@@ -106,10 +106,12 @@ class LaneServicer:
         """Answer one lane until its caller, its sidecar or its silence ends it: the handler of ``PeerControl.Lane``."""
         admitted = ADMITTED.get()
         who = str(admitted.caller)
-        if (refusal := self._refusal(who)) is not None:
-            said = refusal_of(refusal)
+        try:
+            self._check_room(who)
+            lane = ServedLane(self._service, self._node_id, admitted, self._admit, self._rate, self._log, context)
+        except BlazenError as error:
+            said = refusal_of(error)
             await context.abort(said.code, said.text, said.trailing_metadata)
-        lane = ServedLane(self._service, self._node_id, admitted, self._admit, self._rate, self._log, context)
         self._lanes.add(lane)
         self._of_callers[who] += 1
         self._none_open.clear()
@@ -136,12 +138,11 @@ class LaneServicer:
         async with asyncio.timeout(ABORT_SECS):  # a status waits behind what the caller does not take
             await context.abort(code, text)
 
-    def _refusal(self, who: str) -> BlazenError | None:
+    def _check_room(self, who: str) -> None:
         if len(self._lanes) >= MAX_LANES:
-            return OverloadedError(f"{MAX_LANES} lanes are open, as many as may be", 1.0)
+            raise OverloadedError(f"{MAX_LANES} lanes are open, as many as may be", 1.0)
         if self._of_callers[who] >= MAX_LANES_OF_ONE:
-            return OverloadedError(f"{MAX_LANES_OF_ONE} lanes of this caller are open, as many as may be", 1.0)
-        return None
+            raise OverloadedError(f"{MAX_LANES_OF_ONE} lanes of this caller are open, as many as may be", 1.0)
 
     def _welcome(self) -> lane_pb2.Welcome:
         return lane_pb2.Welcome(

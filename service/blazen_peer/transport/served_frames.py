@@ -42,6 +42,7 @@ class ServedFrames:
         caller: Whose they are.
         writer: Takes the answers.
         log: Takes a line for each frame; None where nobody asked for that.
+        said: What came beside the lane itself.
 
     Attributes:
         client_node_id: What the caller calls itself.
@@ -54,7 +55,10 @@ class ServedFrames:
         caller: Caller,
         writer: LaneWriter[lane_pb2.LaneResponse],
         log: CallLog | None,
+        said: CallMetadata,
     ) -> None:
+        # Our clients say no such thing of a lane. What sidecars were told of it must be so of each call on it.
+        self._said = said if said.workflow is not None or said.data_class is not None else None
         self._service, self._node_id, self._caller, self._writer, self._log = service, node_id, caller, writer, log
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, asyncio.Task[None] | None] = {}  # a plain call has no task but its run's
@@ -149,6 +153,8 @@ class ServedFrames:
         if len(envelope) > MAX_FRAME_BYTES:
             text = f"an envelope of {len(envelope)} bytes is over the lane's {MAX_FRAME_BYTES}"
             raise EncodeError(text, len(envelope), MAX_FRAME_BYTES)
+        if self._said is not None:
+            metadata = metadata._replace(workflow=self._said.workflow, data_class=metadata.data_class or self._said.data_class)
         return envelope, metadata
 
     def _answer(self, number: int, envelope: bytes) -> None:

@@ -32,6 +32,7 @@ from blazen_peer.transport.lane_service import Admit, Context, LaneError, LaneSe
 from blazen_peer.transport.lane_writer import LaneWriter
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.served_frames import ServedFrames
+from blazen_peer.wire.metadata import CallMetadata
 
 __all__ = ["ServedLane"]
 
@@ -58,6 +59,9 @@ class ServedLane:
 
     Attributes:
         caller: Whose it is.
+
+    Raises:
+        EncodeError: What came beside it is not what metadata may be.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class ServedLane:
         self._heard = time.monotonic()  # of the machine's time: a test may take the loop's over
         self._silent = asyncio.Event()
         self._writer: LaneWriter[lane_pb2.LaneResponse] = LaneWriter(context.write, lane_pb2.LaneResponse, self._loop)
-        self._frames = ServedFrames(service, node_id, self.caller, self._writer, log)
+        self._frames = ServedFrames(service, node_id, self.caller, self._writer, log, CallMetadata.decode(metadata))
 
     @property
     def open_frames(self) -> int:
