@@ -56,7 +56,7 @@ async def _by_lane(
                 await asyncio.wait({asyncio.ensure_future(lane.initial_metadata())}, timeout=refusal_secs)
             with contextlib.suppress(asyncio.InvalidStateError):  # it is over already: reading says how
                 await lane.write(lane_pb2.LaneRequest(hello=lane_pb2.Hello(version=1)).SerializeToString())
-            sent = False
+            message = lane_pb2.LaneRequest(calls=[call])
             while (raw := await lane.read()) is not grpc.aio.EOF:
                 for answer in lane_pb2.LaneResponse.FromString(raw).answers:
                     if not answer.HasField("refusal"):
@@ -64,9 +64,8 @@ async def _by_lane(
                     code = next(code for code in grpc.StatusCode if code.value[0] == answer.refusal.code)
                     trailing = grpc.aio.Metadata((DETAILS_KEY, answer.refusal.details))
                     raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, answer.refusal.text)
-                if not sent:
-                    await lane.write(lane_pb2.LaneRequest(calls=[call]).SerializeToString())
-                    sent = True
+                await lane.write(message.SerializeToString())
+                message = lane_pb2.LaneRequest(ping=True)  # a sign of life for each of the peer's
             raise AssertionError(f"the lane ended without an answer: {await lane.code()}")
     finally:
         lane.cancel()
