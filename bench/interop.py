@@ -39,7 +39,7 @@ METHOD = "/blazen.peer.v1.BlazenPeer/InvokeSubWorkflow"
 INPUT = json.dumps({"text": "x" * 180})
 STEPS = ["bench::first", "bench::second"]
 IN_FLIGHT = (1, 64)
-TARGET = 1.3
+TARGET = 3.0
 START_SECS = 30.0
 
 Measure = Callable[[int, float], Awaitable[tuple[list[float], float]]]
