@@ -53,7 +53,7 @@ async def test_answers_before_the_rest(serve: Serve, raw_lane: Any, envelope: An
     messages = [await lane.read()]
     while sum(len(message.answers) for message in messages) < 256:
         messages.append(await lane.read())
-    assert len(messages) > 2
+    assert len(messages) > 1
     assert sorted(answer.id for message in messages for answer in message.answers) == list(range(1, 257))
     assert work.begun["echo"] == 256
 
