@@ -292,11 +292,12 @@ class Lanes:
             if task.result().is_open:
                 self._reach_more()
             else:  # its peer goes away
-                self._not_before = self._loop.time() + RETRY_SECS
+                self._not_before = max(self._not_before, self._loop.time() + RETRY_SECS)
         elif not isinstance(error, UnauthenticatedError | PermissionDeniedError):
             self._failed = True
             short = isinstance(error, TransportError | OverloadedError)
-            self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
+            secs = RETRY_SECS if short else NONE_THERE_SECS
+            self._not_before = max(self._not_before, self._loop.time() + secs)  # retired ones stay so
 
     async def _open(self, key: str, replica: str | None) -> Lane:
         ask = partial(Lane.open, key=key, client_node_id=self._client_node_id, authorization=self._authorization)
@@ -323,6 +324,7 @@ class Lanes:
             if (timer := self._renewals.pop(key, None)) is not None:
                 timer.cancel()
             self._renewals[key] = self._loop.call_later(max(MIN_STREAM_SECS, told.stream_secs) * RENEWED_AT, self._renew, key)
+        lane.retired |= self._not_before == math.inf  # only what broke elsewhere needs it
         if self._look is None:
             self._look = self._loop.call_later(IDLE_SECS, self._close_unused)
         return lane
