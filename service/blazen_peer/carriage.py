@@ -33,7 +33,7 @@ from blazen_peer.transport.lane_errors import AnswerTooLargeError
 from blazen_peer.transport.lane_keys import KEY_END, lane_key
 from blazen_peer.transport.lane_limits import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 from blazen_peer.transport.lane_told import REPLICA
-from blazen_peer.transport.lanes import LaneMode, Lanes
+from blazen_peer.transport.lanes import Headers, LaneMode, Lanes
 from blazen_peer.transport.proto import peer_pb2
 from blazen_peer.transport.status import raised_by
 from blazen_peer.wire.metadata import INVOCATION_ID, CallMetadata, PeerTraits
@@ -83,11 +83,22 @@ class Carriage:
             metadata = metadata._replace(timeout_ms=left_ms)
 
     async def _once(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float, lane: Lane | None) -> bytes:
-        if lane is not None:
-            try:
-                return await self._lanes_here().carry(lane, self._sender(envelope, metadata, deadline_secs), deadline_secs)
-            except AnswerTooLargeError:
-                pass  # the answer is kept under the invocation id
+        if lane is None:
+            return await self._alone(envelope, metadata, deadline_secs)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + deadline_secs
+        try:
+            return await self._lanes_here().carry(lane, self._sender(envelope, metadata, deadline_secs), deadline_secs)
+        except AnswerTooLargeError as error:  # it is kept under the invocation id, there alone
+            kept = metadata._replace(instance_id=error.instance_id or None)
+        try:
+            return await self._alone(envelope, kept, max(0.0, ends - loop.time()))
+        except TransportError as error:
+            if error.may_have_run:
+                raise
+            raise TransportError(f"the call ran, and its answer is larger than a frame: {error}") from error.__cause__
+
+    async def _alone(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float) -> bytes:
         endpoint = await self._ready(metadata.data_class)
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
         call = endpoint.invoke(message, timeout=deadline_secs, metadata=self._beside(metadata))
@@ -175,12 +186,17 @@ class Carriage:
         """Return the running loop's lanes."""
         endpoint = self._endpoint()
         if endpoint.lanes is None:
-            begin, greeted = self._begin_lane(endpoint), self._port.learn
-            endpoint.lanes = Lanes(begin, self._node_id, self._bearer, self._lane_mode, greeted)
+
+            def greeted(headers: Headers) -> None:
+                self._port.learn(headers)
+                endpoint.met = True
+
+            endpoint.lanes = Lanes(self._begin_lane(endpoint), self._node_id, self._bearer, self._lane_mode, greeted)
         return endpoint.lanes
 
     def _begin_lane(self, endpoint: Endpoint) -> Callable[[str, str | None], LaneCall]:
         def begin(invocation_id: str, replica: str | None) -> LaneCall:
+            endpoint.met = False  # it may make a new connection: what goes alone meanwhile asks first
             leads = ((INVOCATION_ID, invocation_id), *(() if replica is None else ((REPLICA, replica),)))
             return endpoint.lane(metadata=grpc.aio.Metadata(*self._authorization(), *leads))
 
@@ -265,6 +281,7 @@ class Carriage:
         if data_class is not None and not (endpoint.met and endpoint.is_connected):
             endpoint.met = False  # whoever comes next asks too, until one has the answer
             await self._met(endpoint, CONNECT_TIMEOUT_SECS)
+        if data_class is not None:
             self._port.check(data_class)
         return endpoint
 

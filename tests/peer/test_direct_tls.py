@@ -561,6 +561,32 @@ async def test_close_ends_calls_of_retired_connections(mesh: Mesh, serve_tls: An
     go.set()
 
 
+async def test_calls_outlast_retired_connections(
+    mesh: Mesh, serve_tls: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that takes longer than a connection is kept for after its certificate changed goes on all the same."""
+    monkeypatch.setattr("blazen_peer.transport.channels.RETIRED_SECS", 0.1)
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    @registry.step("waits")
+    async def waits(event: StartEvent) -> StopEvent:
+        entered.set()
+        await go.wait()
+        return StopEvent(result=1)
+
+    server = await serve_tls(mesh.server_tls)
+    async with await PeerClient.connect_async(server.address, "node-a", tls=client_tls(mesh.client)) as client:
+        call = asyncio.create_task(client.run_remote_workflow("w", ["waits"], "null", 30))
+        async with asyncio.timeout(20):
+            await entered.wait()
+            mesh.ca.issue("node-a")
+            assert await who(client)
+            while client._channels._retired:  # noqa: ASYNC110 - what is waited for has no event of its own
+                await asyncio.sleep(0.01)
+            go.set()
+            assert (await call).result == 1
+
+
 GARBAGE = b"not PEM at all\n"
 UNUSABLE: list[Any] = [
     pytest.param(0, GARBAGE, "holds no certificate in PEM", id="certificate-garbage"),

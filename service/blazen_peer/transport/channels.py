@@ -213,7 +213,7 @@ class Channels:
             with self._lock, contextlib.suppress(ValueError):
                 self._retired.remove(retired)
             if endpoint.lanes is not None:
-                endpoint.lanes.close()
+                endpoint.lanes.retire()  # those that calls were taken up by since
 
         loop.call_later(RETIRED_SECS, let_go)
 

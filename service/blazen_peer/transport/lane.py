@@ -12,10 +12,10 @@ from typing import Any, Final, Self, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from blazen_peer.errors import BlazenError, EncodeError, TransportError
+from blazen_peer.errors import BlazenError, EncodeError, PeerError, TransportError
 from blazen_peer.transport.lane_errors import AnswerTooLargeError, LaneBrokenError, LaneShutError
 from blazen_peer.transport.lane_frames import fill
-from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, SILENCE_SECS, WRITE_SECS
+from blazen_peer.transport.lane_limits import HELLO_SECS, LANE_VERSION, MAX_OPEN_FRAMES, SILENCE_SECS, WRITE_SECS
 from blazen_peer.transport.lane_stream import EVENT_CREDIT, LATE, LaneStream
 from blazen_peer.transport.lane_told import not_opened, told_by
 from blazen_peer.transport.lane_writer import LaneWriter
@@ -27,6 +27,7 @@ __all__ = ["Lane", "LaneCall"]
 
 LaneCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
 
+MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024  # then new calls go elsewhere: those that were given up wait here too
 LEAVE_SECS: Final = 2.0  # how long a lane that is given up may take to end in good order
 
 
@@ -104,6 +105,8 @@ class Lane:
                 lane.headers = tuple(await call.initial_metadata() or ())
                 lane.told = told_by(lane.headers)
             message = _parsed(raw)
+            if not message.welcome.max_open_frames:
+                raise PeerError("the peer welcomed a lane, and lets no frame open on it", kind="Unsupported")
         except BaseException as error:
             call.cancel()
             if isinstance(error, TimeoutError):
@@ -113,7 +116,7 @@ class Lane:
             raise
         welcome, lane.retired = message.welcome, message.HasField("going_away")
         lane.instance_id, lane.max_frame_bytes = welcome.instance_id, welcome.max_frame_bytes
-        lane.max_open_frames = welcome.max_open_frames
+        lane.max_open_frames = min(welcome.max_open_frames, MAX_OPEN_FRAMES)
         lane._writing = lane._loop.create_task(lane._writer.run())
         lane._listening = lane._loop.create_task(lane._listen())
         for task in (lane._writing, lane._listening):
@@ -126,7 +129,12 @@ class Lane:
     @property
     def is_open(self) -> bool:
         """Whether it takes new frames."""
-        return self.ended is None and not self.retired and self.in_flight < self.max_open_frames
+        return (
+            self.ended is None
+            and not self.retired
+            and self.in_flight < self.max_open_frames
+            and self._writer.waiting_bytes <= MAX_UNSENT_BYTES
+        )
 
     @property
     def takes_up(self) -> bool:
@@ -158,14 +166,18 @@ class Lane:
         """
         number, message = self._begin()
         fill(message.calls.add(id=number, envelope=envelope), metadata)
-        answer: bytes = await self._answered(number, len(envelope) + 64, deadline_secs)
+        answer = await self._answered(number, len(envelope) + 64, deadline_secs)
+        if not isinstance(answer, bytes):
+            raise EncodeError("the peer answers a call as it would a Cancel")
         return answer
 
     async def cancel(self, invocation_id: str, grace_secs: float, deadline_secs: float) -> control_pb2.CancelResponse:
         """Do what ``PeerControl.Cancel`` does; raises as :meth:`invoke`."""
         number, message = self._begin()
         message.cancels.add(id=number, invocation_id=invocation_id, grace_ms=round(grace_secs * 1000))
-        answer: control_pb2.CancelResponse = await self._answered(number, 64, deadline_secs)
+        answer = await self._answered(number, 64, deadline_secs)
+        if not isinstance(answer, control_pb2.CancelResponse):
+            raise EncodeError("the peer answers a Cancel as it would a call")
         return answer
 
     def stream(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float) -> LaneStream:
@@ -289,7 +301,7 @@ class Lane:
             elif answer.HasField("refusal"):
                 future.set_exception(self._refused(answer.refusal))
             else:
-                future.set_exception(AnswerTooLargeError("the answer is too large for a frame"))
+                future.set_exception(AnswerTooLargeError("the answer is too large for a frame", self.instance_id))
         for cancelled in message.cancelled:
             if (open_frame := waiting.get(cancelled.id)) is not None and not open_frame[0].done():
                 open_frame[0].set_result(control_pb2.CancelResponse.FromString(cancelled.response))
@@ -347,6 +359,8 @@ class Lane:
             self._fail("the peer closed the lane" if error is None else f"the lane broke: {error}")
         elif isinstance(error, TimeoutError):
             self._fail(f"the peer took no message for {WRITE_SECS:g} s")
+        elif error is not None and not isinstance(error, grpc.aio.BaseError | asyncio.InvalidStateError):
+            self._fail(f"nothing more can be sent: {error}")  # such as: no token could be made
         # Else the call is over, and listening says how.
 
     def _fail(self, why: str) -> None:

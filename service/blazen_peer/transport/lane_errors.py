@@ -45,4 +45,13 @@ class UnclearEndError(TransportError):
 
 
 class AnswerTooLargeError(PeerError):
-    """The answer is kept by the peer, and does not fit a frame: the call is repeated on its own."""
+    """The answer is kept by the peer, and does not fit a frame: the call is repeated on its own.
+
+    Attributes:
+        instance_id: The process that keeps it: any other would run the call again.
+    """
+
+    def __init__(self, message: str, instance_id: str) -> None:
+        super().__init__(message)
+        self.args = (message, instance_id)
+        self.instance_id = instance_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -10,6 +11,7 @@ from typing import Final, Protocol
 from blazen_peer.errors import OverloadedError, TransportError
 from blazen_peer.transport.lane import Lane
 from blazen_peer.transport.lane_errors import LaneBrokenError, LaneShutError
+from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.wire import SubWorkflowEvent
 
@@ -17,6 +19,8 @@ __all__ = ["CarriedStream", "Way"]
 
 
 AGAIN_SECS: Final = 1.0  # where the peer does not say when
+BRIEF_SECS: Final = 1.0  # a lane that breaks before is one of several that do
+FIRST_DELAY_SECS: Final = 0.05
 
 
 class Successors(Protocol):
@@ -33,6 +37,8 @@ class Way:
         self._lanes, self.lane, self.ends = lanes, lane, ends
         self.instance_id: str | None = None
         self._shut = False
+        self.since = -math.inf  # when the lane that it is on by now was found
+        self._brief, self._brief_from = 0, 0.0
 
     async def on(self, error: LaneBrokenError) -> None:
         """Go on after *error*, on the next lane; what makes that impossible is raised."""
@@ -42,7 +48,22 @@ class Way:
             self._shut = True
         elif error.may_have_run and self.instance_id is None:
             self.instance_id = self.lane.instance_id
+        await self._slow_down(error)
         self.lane = await self._lanes.next_to(self.lane, self.instance_id, error, self.ends)
+        self.since = asyncio.get_running_loop().time()
+
+    async def _slow_down(self, error: LaneBrokenError) -> None:
+        """Wait where one lane after another breaks as soon as it is used, and end that in time: the call may be the cause."""
+        now = asyncio.get_running_loop().time()
+        if now - self.since >= BRIEF_SECS:
+            self._brief, self._brief_from = 0, now
+            return
+        delay_secs = min(FIRST_DELAY_SECS * 2**self._brief, BRIEF_SECS) * (0.5 + random.random() / 2)  # noqa: S311 - it spreads
+        self._brief += 1
+        if now + delay_secs >= min(self.ends, self._brief_from + TAKE_UP_SECS):
+            why = f"{error}; so did the {self._brief} lanes before it, each as soon as it was used"
+            raise TransportError(why, may_have_run=self.instance_id is not None) from None
+        await asyncio.sleep(delay_secs)
 
     async def again(self, refusal: OverloadedError) -> None:
         """Wait as *refusal* says before the same is sent again: what another lane carried already may run, and is not given up.
@@ -94,6 +115,7 @@ class CarriedStream:
             else:
                 self._cursor = event.sequence
                 self._way.instance_id = self._way.lane.instance_id
+                self._way.since = -math.inf  # it goes on
                 return event
 
     def cancel(self) -> None:

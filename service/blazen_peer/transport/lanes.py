@@ -28,7 +28,7 @@ from blazen_peer.transport.lane_limits import TAKE_UP_SECS
 from blazen_peer.transport.lane_stream import LaneStream
 from blazen_peer.transport.lane_way import CarriedStream, Way
 
-__all__ = ["LANE_MODES", "LaneMode", "Lanes"]
+__all__ = ["LANE_MODES", "Headers", "LaneMode", "Lanes"]
 
 T = TypeVar("T")
 Headers: TypeAlias = tuple[tuple[str, str | bytes], ...]
@@ -37,6 +37,7 @@ LANE_MODES: Final[tuple[str, ...]] = get_args(LaneMode)
 
 MAX_LANES: Final = 8
 TRIES_A_REPLICA: Final = 4  # keys are hashed: some lanes meet at one replica
+TRIES_SECS: Final = 10.0  # and lanes that end as soon as they are open do not bring more tries than that in so long
 RETRY_SECS: Final = 1.0  # after a lane could not be opened, how long calls go by themselves
 NONE_THERE_SECS: Final = 60.0  # the same where somebody said that there are none
 OTHER_REPLICA_SECS: Final = 3.0  # for how long another replica's answer does not mean that theirs is gone,
@@ -78,6 +79,7 @@ class Lanes:
         self._failed = False  # the last time that one was to be opened
         self._replicas = 1
         self._tries = 0
+        self._tries_from = -math.inf  # when they were last counted anew since a lane ended
         self._renewals: dict[str, asyncio.TimerHandle] = {}
         self._look: asyncio.TimerHandle | None = None
         self._closed = False
@@ -290,11 +292,12 @@ class Lanes:
             if task.result().is_open:
                 self._reach_more()
             else:  # its peer goes away
-                self._not_before = self._loop.time() + RETRY_SECS
+                self._not_before = max(self._not_before, self._loop.time() + RETRY_SECS)
         elif not isinstance(error, UnauthenticatedError | PermissionDeniedError):
             self._failed = True
             short = isinstance(error, TransportError | OverloadedError)
-            self._not_before = self._loop.time() + (RETRY_SECS if short else NONE_THERE_SECS)
+            secs = RETRY_SECS if short else NONE_THERE_SECS
+            self._not_before = max(self._not_before, self._loop.time() + secs)  # retired ones stay so
 
     async def _open(self, key: str, replica: str | None) -> Lane:
         ask = partial(Lane.open, key=key, client_node_id=self._client_node_id, authorization=self._authorization)
@@ -321,6 +324,7 @@ class Lanes:
             if (timer := self._renewals.pop(key, None)) is not None:
                 timer.cancel()
             self._renewals[key] = self._loop.call_later(max(MIN_STREAM_SECS, told.stream_secs) * RENEWED_AT, self._renew, key)
+        lane.retired |= self._not_before == math.inf  # only what broke elsewhere needs it
         if self._look is None:
             self._look = self._loop.call_later(IDLE_SECS, self._close_unused)
         return lane
@@ -360,7 +364,8 @@ class Lanes:
         self._leaving = {lane for lane in self._leaving if lane.ended is None or lane.is_leaving}
         for key in [key for key, lane in self._lanes.items() if lane.ended is not None and key not in self._opening]:
             self._forget(key)
-            self._tries = 0  # a replica went away, and may come back
+            if self._loop.time() >= self._tries_from + TRIES_SECS:  # a replica went away, and may come back
+                self._tries, self._tries_from = 0, self._loop.time()
 
     def _renew(self, key: str) -> None:
         """Open the next lane before the sidecars end this one."""

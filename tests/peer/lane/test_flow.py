@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -20,6 +21,7 @@ from blazen_peer import (
     TransportError,
     ValidationError,
 )
+from blazen_peer.transport.lane_errors import AnswerTooLargeError
 from blazen_peer.transport.lane_frames import LANE_METHOD
 from blazen_peer.transport.lanes import Lanes
 from blazen_peer.transport.proto import lane_pb2
@@ -88,6 +90,36 @@ async def test_answer_too_large(serve: Serve, connect: Connect, work: Any, frame
     assert len((await client.run_remote_workflow("w", ["large"], "1000000", 20)).result) == 1_000_000
     assert work.begun == {"large": 1}
     assert frames == {"invoke": 1}
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+async def test_answer_too_large_and_gone(
+    serve: Serve, connect: Connect, wire: Wires, work: Any, monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    """Where the process that keeps such an answer is gone, another does not run it again: ``may_have_run`` is True."""
+    first, second = await serve("first"), await serve("second")
+    cut = await wire(first)
+    client = await connect(cut.address, lane="always")
+    carry = Lanes.carry
+
+    async def replaced(lanes: Lanes, *args: Any) -> Any:
+        try:
+            return await carry(lanes, *args)
+        except AnswerTooLargeError:
+            cut.target_port = int(second.address.rpartition(":")[2])
+            cut.cut()
+            async with asyncio.timeout(20):
+                while True:
+                    with contextlib.suppress(TransportError):
+                        assert (await client.describe()).node_id == "second"
+                        break
+            raise
+
+    monkeypatch.setattr(Lanes, "carry", replaced)
+    with pytest.raises(TransportError, match=r"larger than a frame|cannot be known") as caught:
+        await client.run_remote_workflow("w", ["large"], "1000000", 20, retries=retries)
+    assert caught.value.may_have_run is True
+    assert work.begun == {"large": 1}
 
 
 async def test_small_messages(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from blazen_peer.runtime import isolated_registry
 from blazen_peer.transport import lane_limits as limits
 from blazen_peer.transport import lanes
+from blazen_peer.transport.lane import MAX_UNSENT_BYTES
 from blazen_peer.transport.lane_stream import EVENT_CREDIT
 
 PAGE = Path(__file__).parents[3] / "docs" / "lanes.md"
@@ -46,6 +47,8 @@ NUMBERS = [
     f"| {limits.MAX_MESSAGE_BYTES >> 20} MiB, {limits.MAX_FRAMES} |",
     f"| {limits.MAX_OPEN_FRAMES:,}; one more",
     f"| {limits.MAX_WAITING_BYTES >> 20} MiB, then the peer reads nothing more; after {limits.WRITE_SECS:g} s without",
+    f"| {MAX_UNSENT_BYTES >> 20} MiB, then new calls take another lane",
+    f"break as soon as the call is on them | after {limits.TAKE_UP_SECS:g} s",
     f"| {limits.MAX_CREDIT:,} (our client asks for {EVENT_CREDIT}) |",
     f"| {limits.MAX_LANES_OF_ONE}, {limits.MAX_LANES:,}; one more",
 ]

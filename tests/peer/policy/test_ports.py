@@ -194,6 +194,9 @@ async def test_laxer_after_a_reconnect(peer: Guarded, ports: dict[str, Port], pe
     with pytest.raises(PermissionDeniedError, match="stamps public, which is laxer than personal"):
         await asyncio.wait_for(asked, 30)
     assert set(port.calls - before) in ({"Check"}, {"Lane"})  # a lane whose opening is answered carries nothing yet
+    with pytest.raises(PermissionDeniedError, match="stamps public, which is laxer than personal"):  # too large for a frame
+        await client.run_remote_workflow("analyze", [], json.dumps("x" * 300_000))
+    assert set(port.calls - before) <= {"Check", "Lane"}
     assert peer.begun["tells"] == 1
     await port.stop()
     port.stamps, port.told = ("personal",), "personal"
