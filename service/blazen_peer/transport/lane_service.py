@@ -35,10 +35,7 @@ class LaneService(Protocol):
     """What answers the frames; ``runtime.invocations`` does."""
 
     def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Begun:
-        """Begin a call that :meth:`invoke` would answer."""
-
-    async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
-        """Answer a call: request envelope, caller, metadata -> response envelope."""
+        """Begin a call, or find it again: request envelope, caller, metadata -> what has the response envelope."""
 
     def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
         """Answer a call, and give what its run emits meanwhile."""

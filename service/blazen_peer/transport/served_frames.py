@@ -188,10 +188,13 @@ class ServedFrames:
                 with run_call_span(PEER_SERVICE, "StreamSubWorkflowEvents", self._node_id, self._caller, metadata):
                     await self._streamed(answering, credit, self._service.stream(envelope, self._caller, metadata))
                 return
-            answer = await served_call(self._service.invoke, self._node_id, envelope, self._caller, metadata)
+            answer = await served_call(self._invoke, self._node_id, envelope, self._caller, metadata)
             await self._writer.room()
             answering.sent_bytes = len(answer)
             self._put(answering.number, answer)
+
+    async def _invoke(self, envelope: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
+        return await self._service.begin(envelope, caller, metadata).wait()
 
     async def _attach(self, attach: lane_pb2.Attach) -> None:
         with _Answering(self, attach, self._log) as answering:

@@ -90,6 +90,14 @@ async def test_answer_too_large(serve: Serve, connect: Connect, work: Any, frame
     assert frames == {"invoke": 1}
 
 
+async def test_many_answers_too_large(serve: Serve, connect: Connect, work: Any) -> None:
+    """More large answers at once than the peer keeps for repeats (64 MiB): each is kept until its caller has fetched it."""
+    client = await connect(await serve())
+    calls = (client.run_remote_workflow("w", ["large"], "1000000", 20) for _ in range(150))
+    assert {len(result.result) for result in await asyncio.gather(*calls)} == {1_000_000}
+    assert work.begun == {"large": 150}
+
+
 async def test_small_messages(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:
     """Where an end takes messages smaller than a lane's, calls go by themselves."""
     server = await serve(settings=ServerSettings(max_message_bytes=100_000, lame_duck_secs=0, drain_secs=2))
