@@ -114,6 +114,10 @@ class Invocation:
             return False
         return True
 
+    def forget(self) -> None:
+        """Tell nobody: who was to be told is gone."""
+        self._told = None
+
     def begun(self, run: Run) -> None:
         """Its turn has come."""
         self.run = run

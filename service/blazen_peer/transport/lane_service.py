@@ -27,6 +27,9 @@ class Begun(Protocol):
     def on_answer(self, tell: Callable[[bytes], None]) -> bool:
         """Call *tell* with the response envelope, at once or later; False: another is told, and this one waits."""
 
+    def forget(self) -> None:
+        """Tell nobody: who was to be told is gone."""
+
     async def wait(self) -> bytes:
         """Wait for the response envelope."""
 
