@@ -1,4 +1,4 @@
-"""What a server keeps of frames that nobody waits for, and of a lane whose caller takes its answers slowly."""
+"""What frames leave behind at a server: what it keeps of those that nobody waits for, and what one call sees of another."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 import gc
 import time
 import weakref
+from contextvars import ContextVar
 from typing import Any
 
+from blazen_peer import StartEvent, StopEvent, Workflow
+from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.served_frames import ServedFrames
-from tests.peer.conftest import Serve
+from tests.peer.conftest import Connect, Serve
 from tests.peer.lane.conftest import soon
 
 Request = lane_pb2.LaneRequest
@@ -71,3 +74,23 @@ async def test_slow_link(serve: Serve, raw_lane: Any, envelope: Any, work: Any, 
     assert time.monotonic() - began > 2
     assert len(server._lanes.lanes) == 1
     pinging.cancel()
+
+
+async def test_context_of_another_call(serve: Serve, connect: Connect, registry: Registry) -> None:
+    """What a step, or the function that gives a call's class, sets in its context is not seen by another call of the lane."""
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+
+    @registry.step("tell")
+    async def tell(event: StartEvent) -> StopEvent:
+        found = whose.get()
+        whose.set("a step's")
+        return StopEvent(result=found)
+
+    def class_of(_: object) -> str:
+        whose.set("a function's")
+        return "internal"
+
+    workflow = Workflow("classed", ["tell"], registry=registry, data_class=class_of)
+    client = await connect(await serve(workflows=[workflow]), lane="always")
+    for name in ("classed", "classed", "other"):
+        assert (await client.run_remote_workflow(name, ["tell"], "1", 20)).result == "nobody's"
