@@ -24,7 +24,6 @@ from blazen_peer.errors import (
     OtherProcessError,
     OverloadedError,
     TransportError,
-    WorkflowError,
 )
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.envelopes import MAX_INLINE_BYTES, answer_of, read_input
@@ -107,15 +106,7 @@ class Invocations:
             OverloadedError: As many runs as may be are in progress, and as many as may be wait.
             TransportError: The server is going away, or is another process than the call is for; nothing ran.
         """
-        invocation = await self._call(payload, caller, metadata)
-        run = invocation.run
-        if run is None or invocation.answer is not None:
-            return await invocation.wait()
-        try:  # noqa: SIM105 - `suppress` takes longer
-            await run.wait()
-        except WorkflowError:
-            pass  # it is in the answer
-        return invocation.answer if invocation.answer is not None else await invocation.wait()
+        return await (await self._call(payload, caller, metadata)).wait()
 
     async def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
         """Do as :meth:`invoke`, and give what the run emits after the caller's cursor, then how it ended."""
@@ -176,6 +167,11 @@ class Invocations:
         except TimeoutError:
             return False
         return True
+
+    @property
+    def untaken(self) -> int:
+        """How many answers are kept for callers that come for them."""
+        return self._table.untaken
 
     def cancel_all(self) -> int:
         """Cancel the calls in progress and return how many they were."""

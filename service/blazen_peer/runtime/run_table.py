@@ -82,6 +82,10 @@ class Tombstone(NamedTuple):
 class RunTable(Protocol[R]):
     """Where a server looks before it runs anything. Not for several threads."""
 
+    @property
+    def untaken(self) -> int:
+        """How many answers nobody was given yet, that are kept for who comes for them."""
+
     def find(self, key: Key) -> Running[R] | Answered | Tombstone | None:
         """Return what is known of the call *key*; None: nothing, it may run."""
 
@@ -130,6 +134,12 @@ class MemoryRunTable(Generic[R]):
         self._answers: deque[tuple[Key, float, int]] = deque()  # when each ended and its bytes, in the order of their ends
         self._answer_bytes = 0
         self._tombstones: deque[tuple[Key, float]] = deque()  # likewise
+
+    @property
+    def untaken(self) -> int:
+        """How many answers nobody was given yet, that are kept for who comes for them."""
+        self._age()
+        return len(self._untaken)
 
     def find(self, key: Key) -> Running[R] | Answered | Tombstone | None:
         """Return what is known of the call *key*; None: nothing, it may run."""

@@ -37,6 +37,10 @@ class Begun(Protocol):
 class LaneService(Protocol):
     """What answers the frames; ``runtime.invocations`` does."""
 
+    @property
+    def untaken(self) -> int:
+        """How many answers too large for a frame are kept for callers that come for them."""
+
     def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Begun:
         """Begin a call, or find it again: request envelope, caller, metadata -> what has the response envelope."""
 

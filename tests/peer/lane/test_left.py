@@ -9,7 +9,7 @@ import weakref
 from contextvars import ContextVar
 from typing import Any
 
-from blazen_peer import StartEvent, StopEvent, Workflow
+from blazen_peer import ServerSettings, StartEvent, StopEvent, Workflow
 from blazen_peer.runtime.registry import Registry
 from blazen_peer.transport.proto import lane_pb2
 from blazen_peer.transport.served_frames import ServedFrames
@@ -94,3 +94,25 @@ async def test_context_of_another_call(serve: Serve, connect: Connect, registry:
     client = await connect(await serve(workflows=[workflow]), lane="always")
     for name in ("classed", "classed", "other"):
         assert (await client.run_remote_workflow(name, ["tell"], "1", 20)).result == "nobody's"
+
+
+async def test_large_answers_of_a_peer_that_drains(serve: Serve, connect: Connect, registry: Registry, work: Any) -> None:
+    """A peer that drains gives callers their time to fetch what is too large for a frame; it ends at once when they have."""
+
+    @registry.step("held-large")
+    async def held_large(_: StartEvent) -> StopEvent:
+        work.begun["held-large"] += 1
+        await work.release.wait()
+        return StopEvent(result="x" * 1_000_000)
+
+    server = await serve(settings=ServerSettings(lame_duck_secs=0, drain_secs=30))
+    client = await connect(server)
+    calls = [asyncio.create_task(client.run_remote_workflow("w", ["held-large"], "1", 60)) for _ in range(20)]
+    await soon(lambda: work.begun["held-large"] == 20)
+    draining = asyncio.create_task(server.drain())
+    await soon(lambda: server._invocations._refusing)
+    work.release.set()
+    async with asyncio.timeout(20):
+        assert {len((await call).result) for call in calls} == {1_000_000}
+        await draining
+    assert work.begun["held-large"] == 20
