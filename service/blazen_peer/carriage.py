@@ -83,14 +83,28 @@ class Carriage:
             metadata = metadata._replace(timeout_ms=left_ms)
 
     async def _once(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float, lane: Lane | None) -> bytes:
-        if lane is not None:
-            try:
-                return await self._lanes_here().carry(lane, self._sender(envelope, metadata, deadline_secs), deadline_secs)
-            except AnswerTooLargeError:
-                pass  # the answer is kept under the invocation id
+        if lane is None:
+            return await self._alone(envelope, metadata, deadline_secs)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + deadline_secs
+        try:
+            return await self._lanes_here().carry(lane, self._sender(envelope, metadata, deadline_secs), deadline_secs)
+        except AnswerTooLargeError:
+            pass
+        # It is kept under the invocation id by the process that ran it, and no other may run it again.
+        fetching = metadata._replace(instance_id=lane.instance_id or None)
+        try:
+            return await self._alone(envelope, fetching, max(0.0, ends - loop.time()), lane.told.replica)
+        except TransportError as error:
+            raise TransportError(f"{error}; the call has run, and its answer could not be fetched") from error
+
+    async def _alone(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float, replica: str | None = None) -> bytes:
         endpoint = await self._ready(metadata.data_class)
+        beside = self._beside(metadata)
+        if replica is not None:
+            beside.add(REPLICA, replica)
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
-        call = endpoint.invoke(message, timeout=deadline_secs, metadata=self._beside(metadata))
+        call = endpoint.invoke(message, timeout=deadline_secs, metadata=beside)
         answer = await self._answer(call)
         try:
             return peer_pb2.PostcardResponse.FromString(answer).postcard_payload

@@ -17,6 +17,8 @@ from blazen_peer import (
     PeerError,
     PermissionDeniedError,
     ServerSettings,
+    StartEvent,
+    StopEvent,
     TransportError,
     ValidationError,
 )
@@ -88,6 +90,23 @@ async def test_answer_too_large(serve: Serve, connect: Connect, work: Any, frame
     assert len((await client.run_remote_workflow("w", ["large"], "1000000", 20)).result) == 1_000_000
     assert work.begun == {"large": 1}
     assert frames == {"invoke": 1}
+
+
+async def test_answer_of_a_process_that_is_gone(serve: Serve, connect: Connect, work: Any, registry: Any) -> None:
+    """What is fetched is asked of the process that ran it: another one refuses, and does not run it again."""
+    server = await serve()
+    client = await connect(server, lane="always")
+
+    @registry.step("replaced")
+    async def replaced(_: StartEvent) -> StopEvent:
+        work.begun["replaced"] += 1
+        server._invocations._instance_id = "another"
+        return StopEvent(result="x" * 1_000_000)
+
+    with pytest.raises(TransportError, match="has run") as caught:
+        await client.run_remote_workflow("w", ["replaced"], "1", 20)
+    assert caught.value.may_have_run
+    assert work.begun == {"replaced": 1}
 
 
 async def test_many_answers_too_large(serve: Serve, connect: Connect, work: Any) -> None:
