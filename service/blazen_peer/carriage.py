@@ -89,19 +89,24 @@ class Carriage:
         ends = loop.time() + deadline_secs
         try:
             return await self._lanes_here().carry(lane, self._sender(envelope, metadata, deadline_secs), deadline_secs)
-        except AnswerTooLargeError as error:  # it is kept under the invocation id, there alone
-            kept = metadata._replace(instance_id=error.instance_id or None)
+        except AnswerTooLargeError as error:
+            instance_id = error.instance_id or None
+        # It is kept under the invocation id by the process that ran it, and no other may run it again.
+        replica = lane.told.replica if lane.instance_id == instance_id else None
+        kept = metadata._replace(instance_id=instance_id)
         try:
-            return await self._alone(envelope, kept, max(0.0, ends - loop.time()))
+            return await self._alone(envelope, kept, max(0.0, ends - loop.time()), replica)
         except TransportError as error:
-            if error.may_have_run:
-                raise
-            raise TransportError(f"the call ran, and its answer is larger than a frame: {error}") from error.__cause__
+            text = f"{error}; the call has run, and its answer, larger than a frame, could not be fetched"
+            raise TransportError(text) from error.__cause__
 
-    async def _alone(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float) -> bytes:
+    async def _alone(self, envelope: bytes, metadata: CallMetadata, deadline_secs: float, replica: str | None = None) -> bytes:
         endpoint = await self._ready(metadata.data_class)
+        beside = self._beside(metadata)
+        if replica is not None:
+            beside.add(REPLICA, replica)
         message = peer_pb2.PostcardRequest(postcard_payload=envelope).SerializeToString()
-        call = endpoint.invoke(message, timeout=deadline_secs, metadata=self._beside(metadata))
+        call = endpoint.invoke(message, timeout=deadline_secs, metadata=beside)
         answer = await self._answer(call)
         try:
             return peer_pb2.PostcardResponse.FromString(answer).postcard_payload

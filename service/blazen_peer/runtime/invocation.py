@@ -25,9 +25,10 @@ class Invocation:
         run: The run, once it has begun.
         answer: The response envelope, once the call is over.
         data_class: The class of its data; None: it has none.
+        fetched: Whether who waits for it is not given a large answer, and comes again for it.
     """
 
-    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_told", "_turn", "answer", "data_class", "key", "run")
+    __slots__ = ("_limits", "_log", "_loop", "_on_over", "_told", "_turn", "answer", "data_class", "fetched", "key", "run")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Invocation:
         self.run: Run | None = None
         self.answer: bytes | None = None
         self.data_class: str | None = None
+        self.fetched = False
         self._limits = log_limits
         self._log: EventLog | None = None
         self._turn: asyncio.Event | None = None
@@ -111,6 +113,10 @@ class Invocation:
         else:
             return False
         return True
+
+    def forget(self) -> None:
+        """Tell nobody: who was to be told is gone."""
+        self._told = None
 
     def begun(self, run: Run) -> None:
         """Its turn has come."""

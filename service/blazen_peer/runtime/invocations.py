@@ -24,7 +24,6 @@ from blazen_peer.errors import (
     OtherProcessError,
     OverloadedError,
     TransportError,
-    WorkflowError,
 )
 from blazen_peer.identity import Caller
 from blazen_peer.runtime.envelopes import MAX_INLINE_BYTES, answer_of, read_input
@@ -107,15 +106,7 @@ class Invocations:
             OverloadedError: As many runs as may be are in progress, and as many as may be wait.
             TransportError: The server is going away, or is another process than the call is for; nothing ran.
         """
-        invocation = await self._call(payload, caller, metadata)
-        run = invocation.run
-        if run is None or invocation.answer is not None:
-            return await invocation.wait()
-        try:  # noqa: SIM105 - `suppress` takes longer
-            await run.wait()
-        except WorkflowError:
-            pass  # it is in the answer
-        return invocation.answer if invocation.answer is not None else await invocation.wait()
+        return await (await self._call(payload, caller, metadata)).wait()
 
     async def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
         """Do as :meth:`invoke`, and give what the run emits after the caller's cursor, then how it ended."""
@@ -177,6 +168,11 @@ class Invocations:
             return False
         return True
 
+    @property
+    def untaken(self) -> int:
+        """How many answers are kept for callers that come for them."""
+        return self._table.untaken
+
     def cancel_all(self) -> int:
         """Cancel the calls in progress and return how many they were."""
         queued, running = list(self._queue), list(self._running)
@@ -188,7 +184,15 @@ class Invocations:
         return len(queued) + len(running)
 
     def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Invocation:
-        """Begin what :meth:`invoke` answers, or find it again; *payload* is at most ``MAX_INLINE_BYTES``. Raises as that."""
+        """Begin what :meth:`invoke` answers, or find it again, for a caller that fetches what is over ``MAX_INLINE_BYTES``.
+
+        Such an answer is kept until its repeat comes for it. *payload* is at most as large. Raises as :meth:`invoke`.
+        """
+        invocation = self._inline(payload, caller, metadata)
+        invocation.fetched = True
+        return invocation
+
+    def _inline(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Invocation:
         request, workflow, stamp = self._asked(payload, caller, metadata)
         document, fingerprint = read_input(request, metadata.invocation_id is not None, stamp)
         return self._begun(request, workflow, document, fingerprint, caller, metadata)
@@ -196,7 +200,7 @@ class Invocations:
     async def _call(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Invocation:
         """Return the call that *payload* asks for: begun now, or before where this is a repeat."""
         if len(payload) <= MAX_INLINE_BYTES:
-            return self.begin(payload, caller, metadata)
+            return self._inline(payload, caller, metadata)
         request, workflow, stamp = self._asked(payload, caller, metadata)
         document, fingerprint = await asyncio.to_thread(read_input, request, metadata.invocation_id is not None, stamp)
         return self._begun(request, workflow, document, fingerprint, caller, metadata)
@@ -252,7 +256,7 @@ class Invocations:
         """
         if isinstance(known, Tombstone):
             raise InvocationConflictError(
-                f"invocation {key[1]} has ended and its answer is no longer kept: it is not run again"
+                f"invocation {key[2]} has ended and its answer is no longer kept: it is not run again"
             )
         if known.fingerprint != fingerprint:
             raise InvocationConflictError(f"invocation id {key[2]} was used for another request: use a new id for each call")
@@ -318,7 +322,8 @@ class Invocations:
     def _finish(self, invocation: Invocation, answer: bytes) -> None:
         invocation.ended(answer)
         if invocation.key is not None:
-            self._table.finish(invocation.key, answer, invocation.emitted)
+            untaken = invocation.fetched and len(answer) > MAX_INLINE_BYTES
+            self._table.finish(invocation.key, answer, invocation.emitted, untaken=untaken)
 
     def _wait_for_turn(
         self,

@@ -22,6 +22,8 @@ __all__ = ["Answered", "Key", "MemoryRunTable", "RunTable", "Running", "Tombston
 ANSWER_SECS: Final = 600.0
 MAX_ANSWERS: Final = 10_000
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+UNTAKEN_SECS: Final = 30.0
+MAX_UNTAKEN_BYTES: Final = 1024 * 1024 * 1024
 TOMBSTONE_SECS: Final = 24 * 3600.0
 MAX_TOMBSTONES: Final = 100_000
 
@@ -80,14 +82,18 @@ class Tombstone(NamedTuple):
 class RunTable(Protocol[R]):
     """Where a server looks before it runs anything. Not for several threads."""
 
+    @property
+    def untaken(self) -> int:
+        """How many answers nobody was given yet, that are kept for who comes for them."""
+
     def find(self, key: Key) -> Running[R] | Answered | Tombstone | None:
         """Return what is known of the call *key*; None: nothing, it may run."""
 
     def begin(self, key: Key, fingerprint: bytes, run: R, label: RunLabel | None = None) -> None:
         """Note that *run* is what answers the call *key*, of which nothing was known."""
 
-    def finish(self, key: Key, answer: bytes, events: EventLog | None = None) -> None:
-        """Note the answer of a call that runs."""
+    def finish(self, key: Key, answer: bytes, events: EventLog | None = None, *, untaken: bool = False) -> None:
+        """Note the answer of a call that runs. *untaken*: nobody was given it yet, and its caller comes for it."""
 
 
 class MemoryRunTable(Generic[R]):
@@ -99,6 +105,8 @@ class MemoryRunTable(Generic[R]):
         max_answers, max_answer_bytes: How many answers are kept, and how many bytes in all, their events included; the oldest
             go first.
         tombstone_secs: How long a call is remembered after its end.
+        untaken_secs, max_untaken_bytes: How long an answer that nobody was given waits for its caller, beside the others, and
+            how many bytes of such; then it is as any other.
         max_tombstones: How many calls are remembered beyond their answers; the oldest go first.
     """
 
@@ -111,16 +119,27 @@ class MemoryRunTable(Generic[R]):
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         tombstone_secs: float = TOMBSTONE_SECS,
         max_tombstones: int = MAX_TOMBSTONES,
+        untaken_secs: float = UNTAKEN_SECS,
+        max_untaken_bytes: int = MAX_UNTAKEN_BYTES,
     ) -> None:
         self._clock = clock
         self._answer_secs, self._max_answers, self._max_answer_bytes = answer_secs, max_answers, max_answer_bytes
         self._tombstone_secs, self._max_tombstones = tombstone_secs, max_tombstones
+        self._untaken_secs, self._max_untaken_bytes = untaken_secs, max_untaken_bytes
+        self._untaken: dict[Key, tuple[float, int]] = {}  # when each ended and its bytes, in the order of their ends
+        self._untaken_bytes = 0
         self._running: dict[Key, tuple[bytes, R, RunLabel | None]] = {}
         # What else than a tuple is the label of a tombstone.
         self._ended: dict[Key, tuple[bytes, bytes, EventLog | None, RunLabel | None] | RunLabel | None] = {}
         self._answers: deque[tuple[Key, float, int]] = deque()  # when each ended and its bytes, in the order of their ends
         self._answer_bytes = 0
         self._tombstones: deque[tuple[Key, float]] = deque()  # likewise
+
+    @property
+    def untaken(self) -> int:
+        """How many answers nobody was given yet, that are kept for who comes for them."""
+        self._age()
+        return len(self._untaken)
 
     def find(self, key: Key) -> Running[R] | Answered | Tombstone | None:
         """Return what is known of the call *key*; None: nothing, it may run."""
@@ -131,6 +150,8 @@ class MemoryRunTable(Generic[R]):
         self._age()
         if key not in self._ended:
             return None
+        if key in self._untaken:
+            self._take(key)
         ended = self._ended[key]
         return Answered(*ended) if isinstance(ended, tuple) else Tombstone(ended)
 
@@ -138,19 +159,35 @@ class MemoryRunTable(Generic[R]):
         """Note that *run* is what answers the call *key*, of which nothing was known."""
         self._running[key] = fingerprint, run, label
 
-    def finish(self, key: Key, answer: bytes, events: EventLog | None = None) -> None:
-        """Note the answer of a call that runs."""
+    def finish(self, key: Key, answer: bytes, events: EventLog | None = None, *, untaken: bool = False) -> None:
+        """Note the answer of a call that runs. *untaken*: nobody was given it yet, and its caller comes for it."""
         fingerprint, _, label = self._running.pop(key)
         self._ended[key] = fingerprint, answer, events, label
         size_bytes = len(answer) if events is None else len(answer) + events.size_bytes
+        if untaken:
+            self._untaken[key] = self._clock(), size_bytes
+            self._untaken_bytes += size_bytes
+        else:
+            self._answers.append((key, self._clock(), size_bytes))
+            self._answer_bytes += size_bytes
+        self._age()
+
+    def _take(self, key: Key) -> None:
+        """Count an answer that nobody was given as any other from now on."""
+        _, size_bytes = self._untaken.pop(key)
+        self._untaken_bytes -= size_bytes
         self._answers.append((key, self._clock(), size_bytes))
         self._answer_bytes += size_bytes
-        self._age()
 
     def _age(self) -> None:
         """Make tombstones of the answers that are too old or too many, and forget tombstones likewise."""
         answers, tombstones = self._answers, self._tombstones
         now = self._clock()
+        while self._untaken:
+            key, (at, _) = next(iter(self._untaken.items()))
+            if at > now - self._untaken_secs and self._untaken_bytes <= self._max_untaken_bytes:
+                break
+            self._take(key)
         old = now - self._answer_secs
         while answers and (
             answers[0][1] <= old or len(answers) > self._max_answers or self._answer_bytes > self._max_answer_bytes

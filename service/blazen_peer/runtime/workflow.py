@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import secrets
 import sys
@@ -125,7 +126,8 @@ class Workflow:
         if not callable(self.data_class):
             return self.data_class
         try:
-            found = self.data_class(input)
+            # What it sets in its context is not for the next call: frames of a lane are begun in one task.
+            found = contextvars.copy_context().run(self.data_class, input)
         except Exception as error:  # its text may hold the input
             raise ValidationError(f"workflow {self.name!r}: its data_class= raised {type(error).__name__}") from error
         if not isinstance(found, str):

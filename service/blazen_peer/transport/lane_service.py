@@ -27,6 +27,9 @@ class Begun(Protocol):
     def on_answer(self, tell: Callable[[bytes], None]) -> bool:
         """Call *tell* with the response envelope, at once or later; False: another is told, and this one waits."""
 
+    def forget(self) -> None:
+        """Tell nobody: who was to be told is gone."""
+
     async def wait(self) -> bytes:
         """Wait for the response envelope."""
 
@@ -34,11 +37,12 @@ class Begun(Protocol):
 class LaneService(Protocol):
     """What answers the frames; ``runtime.invocations`` does."""
 
-    def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Begun:
-        """Begin a call that :meth:`invoke` would answer."""
+    @property
+    def untaken(self) -> int:
+        """How many answers too large for a frame are kept for callers that come for them."""
 
-    async def invoke(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
-        """Answer a call: request envelope, caller, metadata -> response envelope."""
+    def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Begun:
+        """Begin a call, or find it again: request envelope, caller, metadata -> what has the response envelope."""
 
     def stream(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> AsyncIterator[SubWorkflowEvent]:
         """Answer a call, and give what its run emits meanwhile."""

@@ -40,6 +40,7 @@ from blazen_peer.transport.status import refusal_of
 __all__ = ["LANE_METHOD", "LaneServicer", "lane_handlers"]
 
 ABORT_SECS: Final = 5.0
+_MOMENT_SECS: Final = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,18 @@ class LaneServicer:
             lane.send_away(reason)
 
     async def taken_up(self, within_secs: float) -> None:
-        """Give callers whose lane has just broken their time to come back for the answers, at most *within_secs*."""
-        left_secs = min(within_secs, self._broke + TAKE_UP_SECS - asyncio.get_running_loop().time())
+        """Give callers their time to come for answers, at most *within_secs*.
+
+        For those whose lane has just broken, and those whose answers are too large for one.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        left_secs = min(within_secs, self._broke + TAKE_UP_SECS - began)
         if left_secs > 0:
             await asyncio.sleep(left_secs)
+        ends = began + min(within_secs, TAKE_UP_SECS)
+        while self._service.untaken and loop.time() < ends:  # noqa: ASYNC110 - it ages too
+            await asyncio.sleep(_MOMENT_SECS)
 
     async def finish(self, within_secs: float) -> None:
         """End the lanes that are left, each once it was sent what answers it, at most within that time."""

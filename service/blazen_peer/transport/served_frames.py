@@ -61,7 +61,7 @@ class ServedFrames:
         self._said = said if said.workflow is not None or said.data_class is not None else None
         self._service, self._node_id, self._caller, self._writer, self._log = service, node_id, caller, writer, log
         self._loop = asyncio.get_running_loop()
-        self._open: dict[int, asyncio.Task[None] | None] = {}  # a plain call has no task but its run's
+        self._open: dict[int, asyncio.Task[None] | Begun] = {}  # a plain call has no task but its run's
         self._streams: dict[int, EventCredit] = {}
         self._none_open: asyncio.Future[None] | None = None
         self.client_node_id: str | None = None
@@ -97,7 +97,6 @@ class ServedFrames:
         ):
             self._open[number] = self._loop.create_task(self._tasks[type(frame)](frame))
         else:
-            self._open[number] = None
             self._begin(number, frame)
 
     def turn_away(self, frame: Frame, error: BlazenError, *, at_the_gate: bool = False) -> None:
@@ -115,10 +114,12 @@ class ServedFrames:
 
     def sever(self, number: int) -> None:
         """Wait for the run of a frame no longer: it goes on."""
-        task = self._open.get(number)
+        waiting = self._open.get(number)
         self._gone(number)
-        if task is not None:
-            task.cancel()
+        if isinstance(waiting, asyncio.Task):
+            waiting.cancel()
+        elif waiting is not None:
+            waiting.forget()  # or a run that takes long would hold the lane, and the answers that wait in it, as long
 
     def sever_all(self) -> None:
         """Wait for no run any longer."""
@@ -136,7 +137,7 @@ class ServedFrames:
         """Begin a plain call, of which nobody wants a trace or a line: it needs no task beside its run's."""
         try:
             envelope, metadata = self._read(call)
-            begun = self._service.begin(envelope, self._caller, metadata)
+            begun = self._open[number] = self._service.begin(envelope, self._caller, metadata)
             if not begun.on_answer(partial(self._answer, number)):
                 self._open[number] = self._loop.create_task(self._repeated(number, begun))
         except Exception as error:
@@ -188,10 +189,13 @@ class ServedFrames:
                 with run_call_span(PEER_SERVICE, "StreamSubWorkflowEvents", self._node_id, self._caller, metadata):
                     await self._streamed(answering, credit, self._service.stream(envelope, self._caller, metadata))
                 return
-            answer = await served_call(self._service.invoke, self._node_id, envelope, self._caller, metadata)
+            answer = await served_call(self._invoke, self._node_id, envelope, self._caller, metadata)
             await self._writer.room()
             answering.sent_bytes = len(answer)
             self._put(answering.number, answer)
+
+    async def _invoke(self, envelope: bytes, caller: Caller, metadata: CallMetadata) -> bytes:
+        return await self._service.begin(envelope, caller, metadata).wait()
 
     async def _attach(self, attach: lane_pb2.Attach) -> None:
         with _Answering(self, attach, self._log) as answering:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from operator import attrgetter
@@ -167,7 +168,7 @@ class ServedLane:
 
     async def _take_all(self) -> None:
         while (message := await self._read()) is not None:
-            self._heard = time.monotonic()
+            self._heard = math.inf  # until it is read again: while answers wait, the writer's time is what counts
             await self._take(message)
             await self._writer.room()
             self._heard = time.monotonic()
@@ -176,7 +177,7 @@ class ServedLane:
         left_secs = self._heard + SILENCE_SECS - time.monotonic()
         if left_secs <= 0:
             self._silent.set()
-        self._watch = self._loop.call_later(max(left_secs, _MOMENT_SECS), self._check_silence)
+        self._watch = self._loop.call_later(min(max(left_secs, _MOMENT_SECS), SILENCE_SECS), self._check_silence)
 
     async def _read(self) -> lane_pb2.LaneRequest | None:
         raw = await self._context.read()
@@ -207,6 +208,7 @@ class ServedLane:
                 self._frames.credit(credit.id, credit.events)
             except EncodeError as error:
                 raise _broken(str(error)) from None
+        last_id = self._last_id
         frames: Iterable[Frame] = calls
         mixed = bool(attaches or cancels)
         if mixed:  # in the order in which their caller made them
@@ -215,6 +217,10 @@ class ServedLane:
             self._open(frame, refusal, in_turn=mixed)
             if not count % SLICE_FRAMES:
                 await asyncio.sleep(0)  # what is answered goes out, and its caller works, while the rest is worked on here
+        if given_up := [number for number in message.dropped if number > last_id]:  # before its message could go out
+            await asyncio.sleep(0)  # a task that is cancelled before it began would leave no line
+            for number in given_up:
+                self._frames.sever(number)
 
     def _admitted_anew(self, authorization: str) -> Refused | None:
         """Ask the gate about the caller as of now, with a fresh token where one came; return what it refuses with."""

@@ -18,6 +18,8 @@ from blazen_peer import (
     PeerError,
     PermissionDeniedError,
     ServerSettings,
+    StartEvent,
+    StopEvent,
     TransportError,
     ValidationError,
 )
@@ -120,6 +122,31 @@ async def test_answer_too_large_and_gone(
         await client.run_remote_workflow("w", ["large"], "1000000", 20, retries=retries)
     assert caught.value.may_have_run is True
     assert work.begun == {"large": 1}
+
+
+async def test_answer_of_a_process_that_is_gone(serve: Serve, connect: Connect, work: Any, registry: Any) -> None:
+    """What is fetched is asked of the process that ran it: another one refuses, and does not run it again."""
+    server = await serve()
+    client = await connect(server, lane="always")
+
+    @registry.step("replaced")
+    async def replaced(_: StartEvent) -> StopEvent:
+        work.begun["replaced"] += 1
+        server._invocations._instance_id = "another"
+        return StopEvent(result="x" * 1_000_000)
+
+    with pytest.raises(TransportError, match="has run") as caught:
+        await client.run_remote_workflow("w", ["replaced"], "1", 20)
+    assert caught.value.may_have_run
+    assert work.begun == {"replaced": 1}
+
+
+async def test_many_answers_too_large(serve: Serve, connect: Connect, work: Any) -> None:
+    """More large answers at once than the peer keeps for repeats (64 MiB): each is kept until its caller has fetched it."""
+    client = await connect(await serve())
+    calls = (client.run_remote_workflow("w", ["large"], "1000000", 20) for _ in range(150))
+    assert {len(result.result) for result in await asyncio.gather(*calls)} == {1_000_000}
+    assert work.begun == {"large": 150}
 
 
 async def test_small_messages(serve: Serve, connect: Connect, work: Any, frames: Counter[str]) -> None:

@@ -163,3 +163,30 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 TestModel = Model.TestCase
+
+
+def test_untaken(clock: Clock) -> None:
+    """An answer that nobody was given waits for its caller beside the others, for its time and within its bytes."""
+    table: MemoryRunTable[str] = MemoryRunTable(clock, max_answers=1, untaken_secs=30, max_untaken_bytes=1000)
+
+    def untaken(name: str) -> Key:
+        key = key_of(ANONYMOUS, name)
+        table.begin(key, PRINT, name)
+        table.finish(key, b"x" * 500, untaken=True)
+        return key
+
+    fetched, late, third = untaken("fetched"), untaken("late"), answered(table, "third")
+    assert isinstance(table.find(fetched), Answered)  # it is as any other from now on
+    fourth = answered(table, "fourth")
+    assert [table.find(key) for key in (fetched, third)] == [Tombstone(), Tombstone()]
+    clock.now += 29
+    answered(table, "fifth")
+    assert table.find(fourth) == Tombstone()
+    clock.now += 1
+    answered(table, "sixth")  # by now the other is as any other too, and goes with the next
+    answered(table, "seventh")
+    assert table.find(late) == Tombstone()
+    first, *_, last = [untaken(f"{number}") for number in range(3)]
+    answered(table, "eighth")
+    assert table.find(first) == Tombstone()
+    assert isinstance(table.find(last), Answered)
