@@ -59,7 +59,7 @@ def test_each_host_sees_its_own_side(hosts: LoggedMesh) -> None:
     """The caller's host walks the whole hop; the callee's host says where that can be done. Neither finds anything wrong."""
     code, found = examine(hosts, "analyst")
     assert code == 0, found
-    assert [one["state"] for (subject, _), one in found.items() if subject == HOP] == ["fine"] * 9
+    assert [one["state"] for (subject, _), one in found.items() if subject == HOP] == ["fine"] * 10
     assert found["intake -> analyst", "hop"]["state"] == "unseen"
     code, found = examine(hosts, "gpu")
     assert code == 0, found
