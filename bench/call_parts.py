@@ -87,6 +87,8 @@ class Stream:
 class Constant:
     """Stands where the calls of a server stand, and answers at once."""
 
+    untaken = 0
+
     def begin(self, payload: bytes, caller: Caller, metadata: CallMetadata) -> Constant:
         return self
 
