@@ -319,8 +319,24 @@ async def test_too_many_lanes(serve: Serve, raw_lane: Any, connect: Connect, wor
     assert (await client.describe()).lanes.open == len(kept)
 
 
+class _Lost:
+    """A call that was refused while its hello was being written, as grpc.aio gave it every thousandth time or so: what it was
+    refused with is lost. Made by hand, since no test can wait for that race."""
+
+    async def write(self, _: bytes) -> None:
+        """Take it."""
+
+    async def read(self) -> bytes:
+        """Say how the call ended."""
+        nothing = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core")
+
+    def cancel(self) -> None:
+        """It is over."""
+
+
 async def test_refused_while_the_hello_is_written(stack: AsyncExitStack) -> None:
-    """A refusal that meets the hello is a refusal: where gRPC loses which, the lane is asked for again."""
+    """A refusal that meets the hello is a refusal: where gRPC loses which, the lane is asked for once more."""
     refusal = refusal_of(PermissionDeniedError("not you"))
 
     async def refuse(_: Any, context: Any) -> None:
@@ -333,17 +349,16 @@ async def test_refused_while_the_hello_is_written(stack: AsyncExitStack) -> None
     await server.start()
     stack.push_async_callback(server.stop, None)
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
-    asked: Counter[str] = Counter()
+    asked: list[str] = []
 
     def begin(invocation_id: str, replica: str | None) -> Any:
-        asked[invocation_id] += 1
+        asked.append(invocation_id)
+        if len(asked) == 1:
+            return _Lost()
         return channel.stream_stream(LANE_METHOD)(metadata=(("blazen-invocation-id", invocation_id),))
 
-    ended: Counter[type[BaseException]] = Counter()
-    async with asyncio.timeout(30):
-        while not (asked and max(asked.values()) > 1 and ended[PermissionDeniedError] >= 50):
-            lanes = Lanes(begin, "intake", lambda: None, "always", lambda _: None)
-            with pytest.raises((PermissionDeniedError, TransportError)) as caught:
-                await lanes.lane_for_new(10)
-            ended[caught.type] += 1
-    assert ended[PermissionDeniedError] > 0.9 * ended.total()
+    lanes = Lanes(begin, "intake", lambda: None, "always", lambda _: None)
+    with pytest.raises(PermissionDeniedError):
+        await lanes.lane_for_new(10)
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
